@@ -1,0 +1,33 @@
+# `make demo` and `make test` set up everything they need in .venv, once.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+OUT    ?= runs/scaling_law
+
+.PHONY: demo test check setup clean-runs
+
+demo: setup
+	$(BIN)/jaxdistill sweep experiments/scaling_law.py --out $(OUT)
+	$(BIN)/jaxdistill fit $(OUT)
+
+test: check
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/ty check
+	$(BIN)/lint-imports
+
+setup: $(VENV)/.ready
+
+# A machine without the venv module (Debian ships it apart) gets virtualenv instead.
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV) || { \
+	  $(PYTHON) -m pip install --quiet --target .bootstrap virtualenv && \
+	  PYTHONPATH=.bootstrap $(PYTHON) -m virtualenv --quiet $(VENV); }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean-runs:
+	rm -rf runs

@@ -1,0 +1,133 @@
+"""Reading what runs leave behind, on any machine: `load_run` for one, `load_table` for all of a sweep."""
+
+import csv
+import dataclasses
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdistill import checkpoint, metrics, rundir
+from jaxdistill.data import Tokenizer, load_tokenizer
+from jaxdistill.errors import InputError
+from jaxdistill.experiment import Experiment
+from jaxdistill.models.transformer import Transformer
+from jaxdistill.parallel import rules
+from jaxdistill.parallel.mesh import Mesh
+from jaxdistill.program import make_model
+
+COLUMNS = (
+    "run", "kind", "protocol", "status", "N", "N_total", "D", "loss", "bits_per_byte", "flops", "teacher", "N_T", "D_T",
+    "L_T", "forward_kl", "seed", "seconds", "identity", "directory",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run read back.
+
+    Attributes:
+      experiment: its configuration.
+      step: the optimizer steps behind `params`.
+      model: with `hidden(params, tokens_BL, ...)` and `head(params, h_BLD)`.
+      params: the parameters, on the devices of this process.
+      result: the content of result.json, None for a run that has not finished.
+      directory: where it lies.
+    """
+
+    experiment: Experiment
+    step: int
+    model: Transformer
+    params: Any
+    result: dict[str, Any] | None
+    directory: Path
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer it was trained with."""
+        return load_tokenizer(self.directory / "tokenizer")
+
+    @property
+    def metrics(self) -> list[dict[str, float]]:
+        """The rows of metrics.jsonl."""
+        return metrics.read(self.directory / rundir.METRICS)
+
+
+def load_run(path: str | Path, step: int | None = None, *, mesh: Mesh | None = None, dtype: Any = jnp.float32) -> Run:
+    """A run's configuration, model and parameters, on any number of devices and without the code that trained it.
+
+    Args:
+      path: the run directory.
+      step: which checkpoint; None for the last.
+      mesh: how to lay the parameters over the devices of this process; None puts them whole on the first device.
+      dtype: of the loaded parameters.
+
+    Raises:
+      InputError: no run there, no such checkpoint, or one that cannot be read.
+    """
+    directory = Path(path)
+    experiment = rundir.read_config(directory)
+    steps = checkpoint.steps(directory / "checkpoints")
+    if not steps or (step is not None and step not in steps):
+        have = f"those of steps {', '.join(map(str, steps))}" if steps else "none"
+        raise InputError(f"{directory} has no checkpoint{'' if step is None else f' of step {step}'}; there are {have}")
+    step = steps[-1] if step is None else step
+    built = mesh.build() if mesh is not None else Mesh(fsdp=1).build(jax.devices()[:1])
+    model = make_model(experiment, built)
+    abstract = jax.eval_shape(model.init, jax.random.key(0))
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), abstract)
+    on_mesh = checkpoint.abstract_like(shapes, rules.shardings(abstract, built))
+    params = checkpoint.load_params(directory / "checkpoints", step, on_mesh)
+    result = rundir.read_result(directory) if rundir.is_finished(directory) else None
+    return Run(experiment, step, model, params, result, directory)
+
+
+def rows(directory: str | Path) -> list[dict[str, Any]]:
+    """All runs below a directory, a dict each with the keys of `COLUMNS`; unfinished ones have a status and no loss."""
+    found = sorted(Path(directory).glob(f"*/{rundir.CONFIG}"))
+    return [_row(config.parent, Path(directory)) for config in found]
+
+
+def _row(directory: Path, root: Path) -> dict[str, Any]:
+    experiment, finished = rundir.read_config(directory), rundir.is_finished(directory)
+    row = {
+        "run": directory.name,
+        "kind": "distilled" if experiment.teacher is not None else "supervised",
+        "protocol": experiment.protocol,
+        "status": "finished" if finished else "unfinished",
+        "N": experiment.model.num_params,
+        "N_total": experiment.model.num_params_total,
+        "D": experiment.tokens,
+        "seed": experiment.seed,
+        "directory": str(directory.relative_to(root)),
+    }
+    if finished:
+        result = rundir.read_result(directory)
+        row |= {name: result[name] for name in COLUMNS if name in result and name not in row}
+        row |= {"forward_kl": result["validation"].get("forward_kl")}
+    return row
+
+
+def write_table(directory: str | Path) -> Path:
+    """Write runs.csv, which any spreadsheet or `pandas.read_csv` reads, and give its path."""
+    if not (table := rows(directory)):
+        raise InputError(f"{directory} holds no runs")
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS)
+    writer.writeheader()
+    writer.writerows({name: "" if row.get(name) is None else row[name] for name in COLUMNS} for row in table)
+    path = Path(directory) / "runs.csv"
+    rundir.write_atomically(path, text.getvalue())
+    return path
+
+
+def load_table(directory: str | Path) -> dict[str, Sequence[Any]]:
+    """All runs below a directory as columns, ready for `pandas.DataFrame(...)`; a missing number is NaN."""
+    table = rows(directory)
+    words = ("run", "kind", "protocol", "status", "teacher", "identity", "directory")
+    blank = {name: "" if name in words else np.nan for name in COLUMNS}
+    return {name: [blank[name] if row.get(name) is None else row[name] for row in table] for name in COLUMNS}

@@ -1,0 +1,130 @@
+"""Checkpoints: Orbax, behind the four things a run needs of it.
+
+A checkpoint holds the State and, as plain numbers beside it, the run's identity and the position in the data (the step:
+a batch is a function of seed and step). Arrays are restored onto whatever devices the caller describes.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import logging
+from orbax.checkpoint import v1 as ocp
+
+from jaxdistill.errors import InputError
+from jaxdistill.step import State
+
+logging.set_verbosity(logging.ERROR)  # Orbax tells every save at INFO and WARNING
+
+CHUNK_BYTES = 4 * 2**20
+"""Arrays are stored in pieces of this size, so that one layer can be read without decompressing all of them."""
+
+
+def _context() -> ocp.Context:
+    storage = ocp.options.ArrayOptions.Saving.StorageOptions(chunk_byte_size=CHUNK_BYTES)
+    saving = ocp.options.ArrayOptions.Saving(storage_options=storage)
+    return ocp.Context(array_options=ocp.options.ArrayOptions(saving=saving))
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+      directory: where they lie.
+      identity: of the run; a checkpoint of another one is refused.
+      keep: how many of the latest to keep.
+    """
+
+    def __init__(self, directory: Path, identity: str, keep: int = 2):
+        self._directory, self._identity = Path(directory), identity
+        policy: Any = ocp.training.preservation_policies.LatestN(keep)
+        self._orbax = ocp.training.Checkpointer(
+            str(self._directory.absolute()),
+            context=_context(),
+            preservation_policy=policy,
+            cleanup_tmp_directories=True,
+        )
+
+    def latest(self) -> int | None:
+        """The step of the newest whole checkpoint, None where there is none."""
+        return self._orbax.latest.step if self._orbax.latest else None
+
+    def save(self, state: State, step: int, **numbers: float) -> None:
+        """Begin to write the state after `step` steps; training goes on meanwhile. A step that is there stays."""
+        if self.latest() == step:
+            return
+        metadata: dict[str, Any] = {"identity": self._identity, "data_position": step, **numbers}
+        self._orbax.save_checkpointables_async(step, {"state": _as_dict(state)}, force=True, custom_metadata=metadata)
+
+    def restore(self, abstract: State) -> tuple[State, dict[str, Any]]:
+        """The newest state, on the devices that `abstract` (ShapeDtypeStructs with shardings) names, and its numbers.
+
+        Raises InputError where the checkpoint is another run's, or cannot be read.
+        """
+        step = self.latest()
+        where = self._directory / str(step)
+        metadata = read_metadata(where)
+        if metadata.get("identity") != self._identity:
+            raise InputError(
+                f"checkpoint {where} belongs to another experiment (identity {metadata.get('identity')}, "
+                f"this one is {self._identity}); remove it, or choose another --out"
+            )
+        with _reading(where):
+            loaded = self._orbax.load_checkpointables(step, {"state": _as_dict(abstract)})["state"]
+        return State(**loaded), metadata
+
+    def wait(self) -> None:
+        """Until every checkpoint begun is on disk."""
+        self._orbax.wait()
+
+    def close(self) -> None:
+        self._orbax.close()
+
+
+def _as_dict(state: State) -> dict[str, Any]:
+    return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+
+
+class _reading:
+    """Turns whatever a damaged checkpoint raises into one sentence."""
+
+    def __init__(self, where: Path):
+        self._where = where
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind, error, trace) -> None:
+        if isinstance(error, Exception) and not isinstance(error, InputError):
+            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else kind.__name__
+            raise InputError(
+                f"checkpoint {self._where} cannot be read ({reason}); delete it to continue from an earlier one"
+            ) from error
+
+
+def read_metadata(where: Path) -> dict[str, Any]:
+    """The numbers saved beside the state of one checkpoint directory."""
+    with _reading(where):
+        metadata: Any = ocp.checkpointables_metadata(str(where.absolute())).custom_metadata
+        return dict(metadata or {})
+
+
+def steps(directory: Path) -> list[int]:
+    """The steps of the whole checkpoints in a directory, ascending."""
+    entries = Path(directory).iterdir() if Path(directory).is_dir() else ()
+    return sorted(int(entry.name) for entry in entries if entry.name.isdigit())
+
+
+def load_params(directory: Path, step: int, abstract: Any) -> Any:
+    """The parameters of one checkpoint alone, in the dtypes and on the devices that `abstract` describes."""
+    where = Path(directory) / str(step)
+    context = _context()
+    context.pytree_options.loading.partial_load = True
+    with _reading(where), context:
+        return ocp.load(str(where.absolute()), {"params": abstract}, checkpointable_name="state")["params"]
+
+
+def abstract_like(tree: Any, shardings: Any) -> Any:
+    """ShapeDtypeStructs with shardings, to restore onto."""
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)

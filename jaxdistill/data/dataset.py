@@ -1,0 +1,172 @@
+"""Prepared tokens as batches, each a pure function of (seed, step)."""
+
+import dataclasses
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from jaxdistill.data.corpus import tokenize
+from jaxdistill.data.sources import Source
+from jaxdistill.data.tokenizers import Tokenizer
+from jaxdistill.data.vocabularies import TokenizerConfig
+from jaxdistill.data.windows import Batch, Windows
+from jaxdistill.errors import InputError
+
+Rows = tuple[int, int] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """The data of an experiment.
+
+    Attributes:
+      source: where the text comes from.
+      tokenizer: how it becomes ids. A trained tokenizer sees all of the train split, whatever the part.
+      length: inputs in a window.
+      part: (i, n) trains on the i-th of n disjoint parts of the train documents, so that teacher and student can learn
+        from different text. Validation is the same for all parts.
+      validation_windows: how many windows to validate on, spread evenly over the split; None for all of them.
+    """
+
+    source: Source
+    tokenizer: TokenizerConfig
+    length: int
+    part: tuple[int, int] = (0, 1)
+    validation_windows: int | None = None
+
+    def __post_init__(self):
+        index, parts = self.part
+        if self.length < 1:
+            raise InputError(f"length={self.length} must be at least 1")
+        if not 0 <= index < parts:
+            raise InputError(f"part={self.part} must be (i, n) with 0 <= i < n: the i-th of n parts, counted from 0")
+        if self.validation_windows is not None and self.validation_windows < 1:
+            raise InputError(f"validation_windows={self.validation_windows} must be at least 1, or None for all")
+
+
+def prepare(tokens: Tokens, cache: str | os.PathLike[str] | None = None, quiet: bool = False) -> "Dataset":
+    """Tokenize what is not in the cache yet (see `storage.cache_root`), and open it.
+
+    Every call reads the source once to find its fingerprint: a text that has changed is never taken for the old one.
+    Raises InputError, in one sentence, for whatever is wrong with the source, the tokenizer or the cache.
+    """
+    fingerprint = tokens.source.fingerprint()
+    tokenizer = tokens.tokenizer.build(tokens.source, fingerprint, cache, quiet)
+    parts = {"train": tokens.part, "validation": (0, 1)}
+    train, validation = (
+        tokenize(tokens.source, fingerprint, tokenizer, split, part, cache, quiet) for split, part in parts.items()
+    )
+    windows = Windows(validation.tokens_T, tokens.length, tokenizer.eos_id)
+    wanted = len(windows) if tokens.validation_windows is None else tokens.validation_windows
+    if wanted > len(windows):
+        raise InputError(f"the validation split has {len(windows)} windows of length {tokens.length}, not {wanted}")
+    return Dataset(
+        tokenizer=tokenizer,
+        train=Windows(train.tokens_T, tokens.length, tokenizer.eos_id),
+        held_out=windows,
+        num_validation_windows=wanted,
+        manifest={"train": train.manifest, "validation": validation.manifest},
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """Batches over prepared tokens, on the host.
+
+    `size` is that of the global batch, B. `rows=(start, stop)` gives only these of its rows: in a run of several hosts
+    each one reads its own. Too few windows for one batch is an InputError.
+
+    Attributes:
+      tokenizer: the built tokenizer.
+      train: all windows for training.
+      held_out: all windows for validation.
+      num_validation_windows: how many of them are used.
+      manifest: the manifests of the splits "train" and "validation": origin, counts, checksums.
+    """
+
+    tokenizer: Tokenizer
+    train: Windows
+    held_out: Windows
+    num_validation_windows: int
+    manifest: dict[str, Any]
+
+    @property
+    def vocab_size(self) -> int:
+        return self.tokenizer.vocab_size
+
+    @property
+    def num_windows(self) -> int:
+        """Windows for training: one epoch."""
+        return len(self.train)
+
+    @property
+    def train_tokens(self) -> int:
+        return len(self.train.tokens_T)
+
+    @property
+    def validation_tokens(self) -> int:
+        """Tokens of the whole validation split."""
+        return len(self.held_out.tokens_T)
+
+    @property
+    def bytes_per_token(self) -> float:
+        """UTF-8 bytes a token of the validation split, ends of documents included.
+
+        Bits per byte are loss / ln 2 / bytes_per_token, for a mean loss in nats per token.
+        """
+        return self.manifest["validation"]["bytes"] / self.validation_tokens
+
+    def batch(self, size: int, seed: int, step: int, rows: Rows = None) -> Batch:
+        """The batch of a step: the windows step * size .. step * size + size - 1 of an endless shuffled order.
+
+        The order is a permutation of all windows in every epoch, another one each time; a batch may span two epochs.
+        """
+        self._check(size, seed)
+        start, stop = _check_rows(size, rows)
+        order = _order(self.num_windows, seed)
+        return self.train.batch(np.array([order[step * size + row] for row in range(start, stop)], np.int64))
+
+    def batches(
+        self, size: int, seed: int, start: int = 0, stop: int | None = None, rows: Rows = None
+    ) -> Iterator[Batch]:
+        """`batch` of the steps start .. stop - 1 (None: without end), made ahead of time in the background."""
+        import grain
+
+        self._check(size, seed)
+        _check_rows(size, rows)
+        steps = grain.MapDataset.range(start, sys.maxsize if stop is None else stop)
+        made = steps.map(lambda step: self.batch(size, seed, step, rows))
+        return iter(made.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)))
+
+    def validation(self, size: int, rows: Rows = None) -> Iterator[Batch]:
+        """Every validation window once, in a fixed order; the last batch is filled up with rows of weight 0."""
+        start, stop = _check_rows(size, rows)
+        count = self.num_validation_windows
+        spread = np.arange(count, dtype=np.int64) * len(self.held_out) // count
+        padded = np.pad(spread, (0, -count % size), constant_values=-1)
+        return (self.held_out.batch(windows_B[start:stop]) for windows_B in padded.reshape(-1, size))
+
+    def _check(self, size: int, seed: int) -> None:
+        if seed < 0:
+            raise InputError(f"seed={seed} must not be negative")
+        if size > self.num_windows:
+            raise InputError(
+                f"a batch of {size} windows needs more text: the train split has {self.num_windows} of them"
+            )
+
+
+def _order(num_windows: int, seed: int):
+    """The number of the window at each place of the endless order, computed place by place, so that any is at hand."""
+    import grain
+
+    return grain.MapDataset.range(num_windows).seed(seed).shuffle().repeat(None)
+
+
+def _check_rows(size: int, rows: Rows) -> tuple[int, int]:
+    start, stop = rows or (0, size)
+    if not 0 <= start < stop <= size:
+        raise InputError(f"rows={rows} are no rows of a batch of {size}: they must be 0 <= start < stop <= size")
+    return start, stop

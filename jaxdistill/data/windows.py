@@ -1,0 +1,67 @@
+"""Fixed windows over a flat array of tokens, and the batch that a training step sees."""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Packed sequences with their next tokens. A pytree of five arrays [B, L], NumPy on the host.
+
+    Attributes:
+      tokens_BL: int32, the input.
+      label_BL: int32, the token that follows each input.
+      weight_BL: float32, 1 where the label belongs to the same document as the input (its end of document included),
+        0 where it opens another document and in the padding.
+      segment_BL: int32, which document of the window an input belongs to, from 1; 0 in the padding.
+      position_BL: int32, the place of an input in its document, from 0; a document cut by the window starts again at 0.
+    """
+
+    tokens_BL: jax.typing.ArrayLike
+    label_BL: jax.typing.ArrayLike
+    weight_BL: jax.typing.ArrayLike
+    segment_BL: jax.typing.ArrayLike
+    position_BL: jax.typing.ArrayLike
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Windows:
+    """Concatenate-then-split packing: window i holds the inputs iL .. iL+L-1 and, one further on, their labels.
+
+    Neighbours share one token, the last label of the one and the first input of the other, so that over all windows
+    every token but the very first is a label exactly once. Only the last window can have padding.
+
+    Attributes:
+      tokens_T: the documents one after another, an `eos_id` after each; at least two tokens.
+      length: L, inputs in a window.
+      eos_id: ends a document; also fills the padding, where its weight is 0.
+    """
+
+    tokens_T: np.ndarray
+    length: int
+    eos_id: int
+
+    def __len__(self) -> int:
+        return -(-(len(self.tokens_T) - 1) // self.length)
+
+    def batch(self, windows_B: np.ndarray) -> Batch:
+        """The windows of these numbers, int [B]; the number -1 gives a row of padding."""
+        token = np.asarray(windows_B)[:, None] * self.length + np.arange(self.length + 1)
+        is_real = (token < len(self.tokens_T)) & (np.asarray(windows_B)[:, None] >= 0)
+        tokens = np.where(is_real, self.tokens_T[np.where(is_real, token, 0)], self.eos_id).astype(np.int32)
+        is_end = tokens == self.eos_id
+        segment = np.where(is_real, 1 + np.cumsum(is_end, axis=1, dtype=np.int32) - is_end, 0).astype(np.int32)
+        opens = np.pad(is_end[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+        place = np.arange(self.length + 1, dtype=np.int32)
+        position = place - np.maximum.accumulate(np.where(opens, place, 0), axis=1)
+        weight = (segment[:, 1:] == segment[:, :-1]) & is_real[:, 1:]
+        return Batch(
+            tokens_BL=tokens[:, :-1],
+            label_BL=tokens[:, 1:],
+            weight_BL=weight.astype(np.float32),
+            segment_BL=segment[:, :-1],
+            position_BL=position[:, :-1],
+        )

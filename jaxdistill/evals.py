@@ -1,0 +1,28 @@
+"""Evaluation during and after a run: the student on the data, and its distance from the teacher."""
+
+import functools
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from jaxdistill.losses import reduce
+from jaxdistill.losses.cross_entropy import CrossEntropy
+from jaxdistill.losses.forward_kl import ForwardKL
+from jaxdistill.losses.objective import Objective
+
+
+def objective(distilled: bool) -> Objective:
+    """What is measured: cross-entropy on the data always, KL(teacher || student) where there is a teacher."""
+    terms = (("cross_entropy", CrossEntropy()),) + ((("forward_kl", ForwardKL()),) if distilled else ())
+    return Objective(terms)
+
+
+def evaluate(sums_of: Callable, params: Any, teacher_params: Any, batches: Iterable[Any]) -> dict[str, float]:
+    """Means over all tokens of the batches, exact whatever their number, in nats per token."""
+    totals = functools.reduce(reduce.add, (sums_of(params, teacher_params, batch) for batch in batches))
+    return {name: float(value) for name, value in reduce.means(totals).items()}
+
+
+def bits_per_byte(nats_per_token: float, bytes_per_token: float) -> float:
+    """Cross-entropy per byte of text, in bits: comparable between tokenizers."""
+    return nats_per_token / math.log(2) / bytes_per_token

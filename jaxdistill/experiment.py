@@ -1,0 +1,115 @@
+"""Experiments: the configuration of one run, and the Python file that makes it.
+
+An experiment is a module with `config()`, which returns an Experiment, and `sweep()` where there are several. The file
+is what people copy and change.
+"""
+
+import dataclasses
+import hashlib
+import importlib.machinery
+import importlib.util
+import inspect
+import sys
+import types
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from jaxdistill.config import EXPERIMENT_MODULE
+from jaxdistill.data import Tokens
+from jaxdistill.errors import InputError
+from jaxdistill.losses.objective import Term
+from jaxdistill.models.transformer import Config
+from jaxdistill.optim import AdamW
+from jaxdistill.parallel.mesh import Mesh
+from jaxdistill.teacher import Online
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """One run, complete: everything that decides its result is a field here.
+
+    Attributes:
+      model: shape of the student (of the model, where there is no teacher).
+      data: the tokens and how they are cut into windows.
+      objective: terms by name, whose weighted sum is minimised.
+      steps, batch: optimizer steps, and sequences in each; the run sees steps * batch * data.length tokens.
+      optim: optimizer and learning-rate schedule.
+      teacher: where targets come from, or None for the data's own labels.
+      seed: of initialisation and of the order of the data.
+      dtype: of activations and matmuls; parameters, moments, logits and losses are fp32 in both.
+      accumulate: micro-batches a batch is cut into.
+      remat: recompute activations in the backward pass.
+      mesh: arrangement of the devices.
+      log_every, evaluate_every, checkpoint_every: in steps; 0 means only at the end.
+      protocol: a label for the table of runs, such as "isoflop 1e11".
+    """
+
+    model: Config
+    data: Tokens
+    objective: Mapping[str, Term]
+    steps: int
+    batch: int
+    optim: AdamW = AdamW()
+    teacher: Online | None = None
+    seed: int = 0
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    accumulate: int = 1
+    remat: bool = False
+    mesh: Mesh = Mesh()
+    log_every: int = 10
+    evaluate_every: int = 0
+    checkpoint_every: int = 0
+    protocol: str = ""
+
+    def __post_init__(self):
+        for name in ("steps", "batch", "accumulate", "log_every"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.batch % self.accumulate:
+            raise InputError(f"batch ({self.batch}) must be a multiple of accumulate ({self.accumulate})")
+        if not self.objective:
+            raise InputError("objective has no terms; give it at least one, such as {'ce': Term(CrossEntropy())}")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise InputError(f"dtype is {self.dtype!r}; it is 'float32' or 'bfloat16'")
+
+    @property
+    def tokens(self) -> int:
+        """Tokens seen in training: the D of the scaling laws."""
+        return self.steps * self.batch * self.data.length
+
+
+def load_module(path: str | Path) -> types.ModuleType:
+    """An experiment file as a module, loaded once for its content."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"there is no experiment file {path}")
+    name = f"{EXPERIMENT_MODULE}_{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    loader = importlib.machinery.SourceFileLoader(name, str(path))
+    spec = importlib.machinery.ModuleSpec(name, loader, origin=str(path))
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise InputError(f"the experiment file {path} cannot be loaded: {type(error).__name__}: {error}") from error
+    return module
+
+
+def load_function(path: str | Path, name: str) -> Callable:
+    """The function `name` of an experiment file; InputError where there is none."""
+    if not callable(function := getattr(load_module(path), name, None)):
+        raise InputError(f"{path} has no {name}(); an experiment file defines config() and, to sweep, sweep()")
+    return function
+
+
+def call(path: str | Path, name: str, **arguments: Any) -> Any:
+    """The function `name` of an experiment file, called with the arguments that are not None."""
+    function = load_function(path, name)
+    given = {key: value for key, value in arguments.items() if value is not None}
+    for key in given:
+        if key not in inspect.signature(function).parameters:
+            raise InputError(f"{path}: its {name}() takes no {key!r}")
+    return function(**given)

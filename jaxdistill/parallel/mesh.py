@@ -1,0 +1,53 @@
+"""Meshes: how the devices of a job are arranged. `axis` is always an axis of the mesh, `dim` one of a tensor."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import jax
+from jax.sharding import AxisType
+
+from jaxdistill.errors import InputError
+
+AXES = ("data", "fsdp", "tensor")
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+    """The sizes of the mesh's axes; one of them may be -1 and takes the devices that are left.
+
+    Attributes:
+      data: replicas of the parameters, each on its own part of the batch.
+      fsdp: parts of the batch that also share the parameters out between them.
+      tensor: parts of every head, mlp and vocabulary.
+    """
+
+    data: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+
+    def __post_init__(self):
+        sizes = dataclasses.asdict(self)
+        if any(size < 1 and size != -1 for size in sizes.values()) or list(sizes.values()).count(-1) > 1:
+            raise InputError(
+                f"mesh {sizes}: every axis is at least 1, and at most one is -1 (the devices that are left)"
+            )
+
+    def sizes(self, num_devices: int) -> tuple[int, ...]:
+        """The size of each axis on `num_devices` devices; InputError where they cannot be arranged so."""
+        sizes = [getattr(self, axis) for axis in AXES]
+        known = math.prod(size for size in sizes if size != -1)
+        sizes = [num_devices // known if size == -1 else size for size in sizes]
+        if math.prod(sizes) != num_devices:
+            asked = " x ".join(f"{axis} {getattr(self, axis)}" for axis in AXES)
+            raise InputError(
+                f"a mesh of {asked} does not fit {num_devices} devices; set mesh.* so that the product does"
+            )
+        return tuple(sizes)
+
+    def build(self, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+        """The mesh over these devices (default: all of the job), with every axis Auto: the compiler places what the
+        tables leave open."""
+        devices = list(jax.devices() if devices is None else devices)
+        types = (AxisType.Auto,) * len(AXES)  # said explicitly: make_mesh defaults to Explicit
+        return jax.make_mesh(self.sizes(len(devices)), AXES, axis_types=types, devices=devices)

@@ -1,0 +1,89 @@
+"""The program of an experiment: its compiled functions, on its devices."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+
+from jaxdistill import checkpoint, dims, evals
+from jaxdistill.experiment import Experiment
+from jaxdistill.losses.objective import Objective
+from jaxdistill.models.transformer import Transformer
+from jaxdistill.parallel import rules
+from jaxdistill.step import State, init_state, make_eval, make_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """The compiled functions of an experiment and the places of their arrays.
+
+    Attributes:
+      step: (state, teacher_params, batch, rates, coef) -> (state, metrics); donates the state.
+      evaluate: (params, teacher_params, batch) -> sums.
+      init: key -> State, every array born where it belongs.
+      abstract: the State as shapes with shardings.
+      place: a host batch -> the global batch on the devices.
+    """
+
+    step: Callable
+    evaluate: Callable
+    init: Callable
+    abstract: State
+    place: Callable
+
+
+def build(experiment: Experiment, teacher: Transformer | None = None, devices=None) -> Program:
+    """The program of an experiment on these devices (default: all). Raises InputError where its shapes cannot shard."""
+    mesh = experiment.mesh.build(devices)
+    rows = experiment.batch // experiment.accumulate
+    rules.check("BL", (rows, experiment.data.length), mesh, "a micro-batch")
+    model = make_model(experiment, mesh)
+    if teacher is not None:
+        teacher = dataclasses.replace(teacher, shard=rules.constrain(mesh))
+    objective = Objective.of(experiment.objective)
+    abstract = jax.eval_shape(lambda key: init_state(model, experiment.optim, key), jax.random.key(0))
+    shardings = rules.shardings(abstract, mesh)
+
+    def batch_sharding(name: str) -> NamedSharding:
+        return NamedSharding(mesh, rules.spec(dims.letters(name)))
+
+    def place(batch):
+        if mesh.size == 1:
+            return batch
+        arrays = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+        return type(batch)(
+            **{name: jax.make_array_from_process_local_data(batch_sharding(name), x) for name, x in arrays.items()}
+        )
+
+    precise = precision(experiment.dtype)
+    step = make_step(model, experiment.optim, objective, teacher=teacher, accumulate=experiment.accumulate)
+    evaluate = make_eval(model, evals.objective(teacher is not None), teacher=teacher)
+    return Program(
+        step=precise(jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))),
+        evaluate=precise(jax.jit(evaluate)),
+        init=jax.jit(lambda key: init_state(model, experiment.optim, key), out_shardings=shardings),
+        abstract=checkpoint.abstract_like(abstract, shardings),
+        place=place,
+    )
+
+
+def make_model(experiment: Experiment, mesh: jax.sharding.Mesh | None = None) -> Transformer:
+    """The model of an experiment, in its compute dtype."""
+    shard = rules.constrain(mesh) if mesh is not None else (lambda x, own: x)
+    return Transformer(experiment.model, jnp.dtype(experiment.dtype), shard, experiment.remat)
+
+
+def precision(dtype: str) -> Callable[[Callable], Callable]:
+    """Under the fp32 policy matmuls are computed in fp32 also where the hardware would rather not (TPU, TF32)."""
+
+    def wrap(function):
+        def call(*args):
+            with jax.default_matmul_precision("float32") if dtype == "float32" else contextlib.nullcontext():
+                return function(*args)
+
+        return call
+
+    return wrap

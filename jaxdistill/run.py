@@ -1,0 +1,274 @@
+"""The loop of one run: data, step, evaluation, checkpoint, log. What no experiment should have to copy.
+
+A run is decided by its Experiment alone. Killed at any moment and started again with the same command, it continues
+from its last checkpoint and ends with the same parameters.
+"""
+
+import contextlib
+import dataclasses
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from jaxdistill import checkpoint, data, evals, metrics, rundir
+from jaxdistill import config as configs
+from jaxdistill.errors import InputError
+from jaxdistill.experiment import Experiment
+from jaxdistill.models.transformer import Transformer
+from jaxdistill.parallel import rules
+from jaxdistill.program import Program, build, make_model
+from jaxdistill.scaling import flops
+from jaxdistill.step import State
+
+
+class Interrupted(Exception):
+    """The run was asked to stop, has saved its state and can be continued."""
+
+    def __init__(self, signal_number: int, step: int, steps: int):
+        super().__init__(f"stopped at step {step} of {steps}; the same command continues from there")
+        self.signal_number = signal_number
+
+
+def find_teacher(experiment: Experiment, directory: Path) -> Path | None:
+    """The directory of the teacher's finished run; one that an Experiment describes lies beside the student's.
+
+    Raises InputError where there is none.
+    """
+    if experiment.teacher is None:
+        return None
+    source = experiment.teacher.run
+    if not isinstance(source, Experiment):
+        rundir.read_result(Path(source))  # refuses what is not a finished run
+        return Path(source)
+    text = configs.text(source)
+    for path in sorted(Path(directory).absolute().parent.glob(f"*/{rundir.CONFIG}")):
+        if path.read_text() == text and rundir.is_finished(path.parent):
+            return path.parent
+    raise InputError(f"the teacher (identity {configs.identity(source)}) has no finished run beside {directory}")
+
+
+def load_teacher(directory: Path, student: Experiment, dataset: data.Dataset, mesh) -> tuple[Transformer, Any]:
+    """A frozen teacher in the student's compute dtype, on the student's mesh. InputError where vocabularies differ."""
+    experiment, result = rundir.read_config(directory), rundir.read_result(directory)
+    if result["tokenizer"] != dataset.tokenizer.fingerprint:
+        raise InputError(
+            f"teacher {directory} was trained with another tokenizer ({experiment.data.tokenizer}); "
+            "its distribution says nothing about this student's tokens"
+        )
+    model = dataclasses.replace(make_model(experiment), dtype=jnp.dtype(student.dtype), remat=False)
+    abstract = jax.eval_shape(model.init, jax.random.key(0))
+    narrow = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, model.dtype), abstract)
+    on_mesh = checkpoint.abstract_like(narrow, rules.shardings(abstract, mesh))
+    checkpoints = directory / "checkpoints"
+    return model, checkpoint.load_params(checkpoints, checkpoint.steps(checkpoints)[-1], on_mesh)
+
+
+def run(
+    experiment: Experiment,
+    directory: str | Path,
+    *,
+    experiment_file: Path | None = None,
+    cache: Path | None = None,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Train to the end, from the start or from the last checkpoint, and give the result.
+
+    Args:
+      experiment: what to run.
+      directory: the run directory; made where it is not there, refused where it is another experiment's.
+      experiment_file: kept beside the configuration.
+      cache: of prepared data; default as `data.prepare`.
+      quiet: no progress bar.
+
+    Returns:
+      The content of result.json: validation loss in nats per token, bits per byte, tokens, FLOPs, seconds, ...
+
+    Raises:
+      InputError: anything a user can mend.
+      Interrupted: SIGTERM or SIGINT arrived; the state is saved.
+    """
+    directory = Path(directory)
+    with rundir.lock(directory):
+        rundir.prepare(directory, experiment, experiment_file)
+        if not rundir.is_finished(directory):
+            _train(experiment, directory, cache, quiet)
+        return rundir.read_result(directory)
+
+
+def _train(experiment: Experiment, directory: Path, cache: Path | None, quiet: bool) -> None:
+    teacher_directory = find_teacher(experiment, directory)
+    dataset = data.prepare(experiment.data, cache, quiet)
+    check_vocabulary(experiment, dataset)
+    rundir.write_json(directory / "env.json", rundir.environment())
+    dataset.tokenizer.save(directory / "tokenizer")
+    teacher, teacher_params = None, None
+    if teacher_directory is not None:
+        teacher, teacher_params = load_teacher(teacher_directory, experiment, dataset, experiment.mesh.build())
+    program = build(experiment, teacher)
+    checkpoints = checkpoint.Checkpoints(directory / "checkpoints", configs.identity(experiment))
+    with contextlib.closing(checkpoints):
+        if checkpoints.latest() is None:
+            state, seconds = program.init(jax.random.key(experiment.seed)), 0.0
+        else:
+            state, numbers = checkpoints.restore(program.abstract)
+            seconds = numbers["seconds"]
+        trainer = Trainer(experiment, directory, program, dataset, teacher_params, checkpoints, seconds)
+        state = trainer.train(state, quiet)
+        scores = trainer.evaluate(state)
+        checkpoints.wait()
+    result = _result(experiment, dataset, teacher_directory, scores, trainer.seconds())
+    rundir.write_json(directory / rundir.RESULT, result)
+
+
+def check_vocabulary(experiment: Experiment, dataset: data.Dataset) -> None:
+    """InputError where the model and the tokenizer count different tokens."""
+    if dataset.vocab_size != experiment.model.vocab_size:
+        raise InputError(
+            f"the tokenizer has {dataset.vocab_size} tokens and the model {experiment.model.vocab_size}: "
+            f"set model.vocab_size={dataset.vocab_size}"
+        )
+
+
+@dataclasses.dataclass
+class Trainer:
+    """The state of the loop that is not the State."""
+
+    experiment: Experiment
+    directory: Path
+    program: Program
+    dataset: data.Dataset
+    teacher_params: Any
+    checkpoints: checkpoint.Checkpoints
+    seconds_before: float
+
+    def __post_init__(self):
+        self._began = time.monotonic()
+
+    def seconds(self) -> float:
+        """Wall time of the run so far, over all its starts."""
+        return self.seconds_before + time.monotonic() - self._began
+
+    def train(self, state: State, quiet: bool) -> State:
+        """From the state's step to the last one."""
+        experiment, start = self.experiment, int(state.step)
+        writer = metrics.Writer(self.directory, rundir.METRICS, start)
+        batches = self.dataset.batches(experiment.batch, experiment.seed, start, experiment.steps)
+        with contextlib.closing(writer), _signals() as received, _bar(experiment, start, quiet) as advance:
+            pending, clock = None, (start, time.monotonic())
+            for step, batch in enumerate(batches, start):
+                state, values = self.program.step(
+                    state, self.teacher_params, self.program.place(batch), *self._inputs(step)
+                )
+                done = step + 1
+                if done % experiment.log_every == 0 or done == experiment.steps:
+                    # The row before is written now: its values are ready, so the devices never wait for the log.
+                    clock = self._log(writer, pending, clock)
+                    pending = (done, values | self._inputs(step)[0])
+                if received:
+                    self._save(state, done)
+                    self.checkpoints.wait()
+                    raise Interrupted(received[0], done, experiment.steps)
+                if experiment.evaluate_every and done % experiment.evaluate_every == 0 and done < experiment.steps:
+                    writer.write(done, {f"validation/{k}": v for k, v in self.evaluate(state).items()})
+                if experiment.checkpoint_every and done % experiment.checkpoint_every == 0 and done < experiment.steps:
+                    self._save(state, done)
+                advance()
+            self._log(writer, pending, clock)
+            if start < experiment.steps:
+                writer.write(experiment.steps, {f"validation/{k}": v for k, v in self.evaluate(state).items()})
+            self._save(state, experiment.steps)
+        return state
+
+    def _inputs(self, step: int) -> tuple[dict, dict]:
+        """Rates and coefficients of a step: numbers, so that schedules and lengths share one compiled program."""
+        steps = self.experiment.steps
+        coef = {name: jnp.float32(term.at(step, steps)) for name, term in self.experiment.objective.items()}
+        return self.experiment.optim.rates(step, steps), coef
+
+    def _log(self, writer: metrics.Writer, pending, clock) -> tuple[int, float]:
+        if pending is None:
+            return clock
+        done, values = pending
+        row = {name: float(value) for name, value in values.items()}
+        if not math.isfinite(row["loss"]):
+            raise InputError(
+                f"the loss is {row['loss']} at step {done} in {self.directory}; try a lower optim.peak or more warm-up"
+            )
+        then, now = clock, (done, time.monotonic())
+        tokens = (done - then[0]) * self.experiment.batch * self.experiment.data.length
+        writer.write(done, row | {"tokens_per_second": tokens / (now[1] - then[1])})
+        return now
+
+    def _save(self, state: State, done: int) -> None:
+        self.checkpoints.save(state, done, seconds=self.seconds())
+
+    def evaluate(self, state: State) -> dict[str, float]:
+        """Means over the validation windows, in nats per token."""
+        batches = map(self.program.place, self.dataset.validation(self.experiment.batch))
+        return evals.evaluate(self.program.evaluate, state.params, self.teacher_params, batches)
+
+
+@contextlib.contextmanager
+def _signals() -> Generator[list[int]]:
+    """A list that the first SIGTERM or SIGINT is put into; a second one acts as it always did."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    before = {}
+
+    def note(number, frame):
+        received.append(number)
+        signal.signal(number, before[number])
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        before[number] = signal.signal(number, note)
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _bar(experiment: Experiment, start: int, quiet: bool) -> Generator[Callable[[], None]]:
+    columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeRemainingColumn())
+    with Progress(*columns, disable=quiet) as progress:
+        task = progress.add_task("", total=experiment.steps, completed=start)
+        yield lambda: progress.advance(task)
+
+
+def _result(experiment, dataset, teacher_directory: Path | None, scores: dict[str, float], seconds: float) -> dict:
+    model = experiment.model
+    forward = flops.forward_flops(
+        model.num_params, model.num_layers, model.width, experiment.data.length, model.vocab_size
+    )
+    result = {
+        "identity": configs.identity(experiment),
+        "loss": scores["cross_entropy"],
+        "bits_per_byte": evals.bits_per_byte(scores["cross_entropy"], dataset.bytes_per_token),
+        "validation": scores,
+        "N": model.num_params,
+        "N_total": model.num_params_total,
+        "D": experiment.tokens,
+        "flops": flops.training_flops(forward, experiment.tokens),
+        "epochs": experiment.tokens / (dataset.num_windows * experiment.data.length),
+        "seed": experiment.seed,
+        "seconds": seconds,
+        "protocol": experiment.protocol,
+        "tokenizer": dataset.tokenizer.fingerprint,
+        "data": dataset.manifest,
+    }
+    if teacher_directory is not None:
+        teacher = rundir.read_result(teacher_directory)
+        result |= {"teacher": teacher_directory.name} | {f"{key}_T": teacher[key] for key in ("N", "D")}
+        result |= {"L_T": teacher["loss"]}
+    return result

@@ -1,0 +1,125 @@
+"""A run directory: what a run leaves on disk, and the rules that keep it whole.
+
+config.txt       the resolved configuration; its digest is the run's identity
+experiment.py    the experiment file as it was run
+env.json         versions, devices, git commit of every start
+tokenizer/       the tokenizer the run was trained with
+metrics.jsonl    a line a logged step; also tensorboard/
+checkpoints/     Orbax
+result.json      written last and atomically: its presence means finished
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Generator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from jaxdistill import config as configs
+from jaxdistill.errors import InputError
+from jaxdistill.experiment import Experiment, load_module
+
+CONFIG, RESULT, METRICS, EXPERIMENT = "config.txt", "result.json", "metrics.jsonl", "experiment.py"
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file so that it is there whole or not at all, whenever the process is killed."""
+    partial = path.with_name(f".{path.name}.partial")
+    with open(partial, "wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    write_atomically(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; InputError where it is not one."""
+    try:
+        return json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is damaged ({error}); delete it and run the same command again") from error
+
+
+def read_config(directory: Path) -> Experiment:
+    """The experiment of a run directory. Raises InputError where the directory is none."""
+    directory = Path(directory)
+    if not (directory / CONFIG).is_file():
+        raise InputError(f"{directory} is not a run directory: it has no {CONFIG}")
+    return configs.parse((directory / CONFIG).read_text(), lambda: load_module(directory / EXPERIMENT))
+
+
+def is_finished(directory: Path) -> bool:
+    """Whether a run has come to its end."""
+    return (Path(directory) / RESULT).is_file()
+
+
+def read_result(directory: Path) -> dict[str, Any]:
+    """The result of a finished run; InputError where there is none."""
+    if not is_finished(directory):
+        raise InputError(f"{directory} is not the directory of a finished run: it has no {RESULT}")
+    return read_json(Path(directory) / RESULT)
+
+
+def prepare(directory: Path, experiment: Experiment, experiment_file: Path | None = None) -> None:
+    """Make a run directory for an experiment, or find the one that is there to be the same experiment's.
+
+    Raises InputError where it belongs to another one, naming the first difference, or holds other files.
+    """
+    directory = Path(directory)
+    if (directory / CONFIG).is_file():
+        stored = (directory / CONFIG).read_text()
+        if stored != configs.text(experiment):
+            path, there, here = configs.diff(read_config(directory), experiment)[0]
+            raise InputError(
+                f"{directory} holds another experiment ({path or 'experiment'} is {there} there and {here} here); "
+                "choose another --out, or delete it"
+            )
+        return
+    if directory.exists() and (
+        not directory.is_dir() or set(os.listdir(directory)) - {".lock", EXPERIMENT, f".{CONFIG}.partial"}
+    ):
+        raise InputError(f"{directory} exists and is not a run directory; choose another --out")
+    directory.mkdir(parents=True, exist_ok=True)
+    if experiment_file is not None:
+        write_atomically(directory / EXPERIMENT, Path(experiment_file).read_bytes())
+    write_atomically(directory / CONFIG, configs.text(experiment))
+
+
+@contextlib.contextmanager
+def lock(directory: Path) -> Generator[None]:
+    """Hold a directory for this process; InputError where another one does. A killed process lets go by itself."""
+    Path(directory).mkdir(parents=True, exist_ok=True)
+    with open(Path(directory) / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"another process is at work in {directory}; wait for it or stop it") from None
+        yield
+
+
+def environment() -> dict[str, Any]:
+    """Versions, devices and commit, to be read by whoever wants to know how a number came about."""
+    import jax
+
+    packages = ("jaxdistill", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+    git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in packages},
+        "devices": [f"{device.platform} {device.device_kind}" for device in jax.devices()],
+        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "git": git.stdout.strip() if git.returncode == 0 else None,
+    }

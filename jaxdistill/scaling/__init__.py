@@ -1,0 +1,29 @@
+"""Scaling laws: read a table of runs, fit the laws, say what the runs identify, draw it, report it.
+
+    table.read -> fit_supervised, fit_distillation -> figures -> report.write
+
+Letters of this room, which the laws take from their papers: N parameters and D tokens, whatever dims.py says; an array ends in
+R (runs), P (parameters of a law) or K (many fits at once: starts, bootstrap resamples).
+"""
+
+from jaxdistill.scaling import figures, flops, laws, report, table
+from jaxdistill.scaling.fit import PAPER_DELTA, Fit, NotIdentified, Settings, fit_distillation, fit_supervised
+from jaxdistill.scaling.laws import Distillation, Supervised, distillation, supervised
+
+__all__ = [
+    "PAPER_DELTA",
+    "Distillation",
+    "Fit",
+    "NotIdentified",
+    "Settings",
+    "Supervised",
+    "distillation",
+    "figures",
+    "fit_distillation",
+    "fit_supervised",
+    "flops",
+    "laws",
+    "report",
+    "supervised",
+    "table",
+]

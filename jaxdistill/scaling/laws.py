@@ -1,0 +1,147 @@
+"""The laws: what loss a model of N parameters reaches after D tokens, alone or with a teacher.
+
+`Supervised` is Eq. 1 and `Distillation` is Eq. 8 of Busbridge et al., "Distillation Scaling Laws" (arXiv 2502.08606v2).
+N counts parameters without the token embedding, D counts tokens, every loss is a cross-entropy on data in nats per token.
+
+The functions take numbers, NumPy arrays or JAX arrays, and broadcast. They compute in float64 with NumPy unless an input
+is a JAX array, so a law gives the same digits in a notebook whether or not JAX was told to use 64 bits.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Supervised:
+    """L(N, D) = E + (A / N^alpha + B / D^beta)^gamma, with the irreducible loss E.
+
+    gamma = 1 is the law of Hoffmann et al. (2022); beta = 1 with E = 0 is that of Kaplan et al. (2020). Fields are floats, or
+    arrays of one shape where many laws are evaluated at once (bootstrap resamples).
+    """
+
+    A: Any
+    B: Any
+    E: Any
+    alpha: Any
+    beta: Any
+    gamma: Any = 1.0
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Distillation:
+    """L_S = L_T + L_T^-c0 * g(L_T / L~_S) * (A / N_S^alpha + B / D_S^beta)^gamma, with the gate g of `log_gate`.
+
+    The gate is written with kappa = c1 * f1 * d1^(-1/f1), for runs fix kappa and hardly ever c1 and d1 apart: below the
+    break only kappa enters. `c1 = inf` is the exact limit, g(r) = exp(-kappa * r^(1/f1)), with one parameter fewer.
+    """
+
+    A: Any
+    B: Any
+    alpha: Any
+    beta: Any
+    gamma: Any
+    c0: Any
+    kappa: Any
+    f1: Any
+    c1: Any = math.inf
+
+    @classmethod
+    def published(cls, *, c1: float, d1: float, f1: float, **others: float) -> "Distillation":
+        """The law from the paper's own (c1, d1, f1), Eq. 8."""
+        return cls(kappa=c1 * f1 * d1 ** (-1 / f1), f1=f1, c1=c1, **others)
+
+    @property
+    def d1(self) -> Any:
+        """The ratio L_T / L~_S at which the gate breaks; infinite in the limit c1 = inf."""
+        return (self.c1 * self.f1 / self.kappa) ** self.f1
+
+
+BUSBRIDGE_SUPERVISED = Supervised(A=3355.0, B=18186.0, E=1.220, alpha=0.408, beta=0.431, gamma=0.452)
+"""arXiv 2502.08606v2, Table 6: 73 runs of 143M to 12.6B parameters on C4."""
+
+BUSBRIDGE_DISTILLATION_PRINTED = Distillation.published(
+    A=2243.0, B=24181.0, alpha=0.321, beta=0.637, gamma=0.764, c0=2.549, c1=522.6, f1=0.090, d1=1.315
+)
+"""arXiv 2502.08606v2, Table 6: 697 runs. Its B is doubted, see `BUSBRIDGE_DISTILLATION_CALIBRATED`."""
+
+BUSBRIDGE_DISTILLATION_CALIBRATED = dataclasses.replace(BUSBRIDGE_DISTILLATION_PRINTED, B=2.4181e6)
+"""The printed law with a hundred times its B, which is our estimate and no published number.
+
+With the printed B the data term is about 1/200 of the parameter term at 143M parameters and 2.9B tokens: the loss hardly
+depends on D_S and a student's IsoFLOP curve has no minimum, although the paper's figures show both. A factor of 100 brings
+back nearly every number that can be read off those figures. Use neither as truth: fit your own runs.
+"""
+
+HOFFMANN = Supervised(A=406.4, B=410.7, E=1.69, alpha=0.34, beta=0.28)
+"""Hoffmann et al. 2022 (arXiv 2203.15556), third approach; its optimiser stopped early, see `BESIROGLU`."""
+
+BESIROGLU = Supervised(A=482.006, B=2085.434, E=1.81686, alpha=0.34781, beta=0.36585)
+"""Besiroglu et al. 2024 (arXiv 2404.10102): the same runs, read off a figure and fitted again until converged."""
+
+
+def supervised(params: Supervised, N: Any, D: Any) -> Any:
+    """Loss in nats per token of a model of `N` parameters after `D` tokens (Eq. 1)."""
+    return params.E + (params.A / N**params.alpha + params.B / D**params.beta) ** params.gamma
+
+
+def log_supervised(params: Supervised, N: Any, D: Any) -> Any:
+    """log of `supervised`, from logarithms alone: the form to fit, since no start of an optimiser overflows it (Eq. 45)."""
+    xp = _numpy_or_jax(params, N, D)
+    return xp.logaddexp(xp.log(params.E), _log_power_law(xp, params, N, D))
+
+
+def distillation(params: Distillation, N_S: Any, D_S: Any, L_T: Any, L_supervised: Any) -> Any:
+    """Loss on data, in nats per token, of a student of `N_S` parameters distilled on `D_S` tokens (Eq. 8).
+
+    Args:
+      params: the law.
+      N_S: student parameters.
+      D_S: tokens of distillation.
+      L_T: the teacher's loss on data.
+      L_supervised: L~_S, what the student would reach on `D_S` tokens without a teacher: `supervised(law, N_S, D_S)`.
+
+    Returns:
+      L_S, always above `L_T`: the law has no place for a student that beats its teacher, so such runs keep a residual.
+    """
+    xp = _numpy_or_jax(params, N_S, D_S, L_T, L_supervised)
+    gate = xp.exp(log_gate(params, L_T / L_supervised))
+    return L_T + L_T**-params.c0 * gate * (params.A / N_S**params.alpha + params.B / D_S**params.beta) ** params.gamma
+
+
+def log_distillation(params: Distillation, N_S: Any, D_S: Any, L_T: Any, L_supervised: Any) -> Any:
+    """log of `distillation`, from logarithms alone (Eq. 49, whose gamma is gamma')."""
+    xp = _numpy_or_jax(params, N_S, D_S, L_T, L_supervised)
+    own = log_gate(params, L_T / L_supervised) + _log_power_law(xp, params, N_S, D_S)
+    return xp.logaddexp(xp.log(L_T), own - params.c0 * xp.log(L_T))
+
+
+def log_gate(params: Distillation, ratio: Any) -> Any:
+    """log g(ratio), g(r) = [1 + (r / d1)^(1/f1)]^(-c1 f1): near 1 under a strong teacher, 0 under one far too weak.
+
+    `ratio` is L_T / L~_S. With c1 = inf it is -kappa * r^(1/f1), the limit of the same expression.
+    """
+    xp = _numpy_or_jax(params, ratio)
+    log_x = xp.log(params.kappa) + xp.log(ratio) / params.f1
+    limit = xp.isinf(params.c1)
+    width = (
+        xp.where(limit, 1.0, params.c1) * params.f1
+    )  # a finite stand-in, or the unused branch would give NaN gradients
+    return -xp.where(limit, xp.exp(log_x), width * xp.logaddexp(0.0, log_x - xp.log(width)))
+
+
+def _log_power_law(xp: Any, params: Supervised | Distillation, N: Any, D: Any) -> Any:
+    """log of (A / N^alpha + B / D^beta)^gamma."""
+    log_from_N = xp.log(params.A) - params.alpha * xp.log(N)
+    log_from_D = xp.log(params.B) - params.beta * xp.log(D)
+    return params.gamma * xp.logaddexp(log_from_N, log_from_D)
+
+
+def _numpy_or_jax(*inputs: Any) -> Any:
+    return jnp if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(inputs)) else np

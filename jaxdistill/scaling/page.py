@@ -1,0 +1,184 @@
+"""The page of a report: one HTML file that opens offline, in light and dark mode, on a wide or a narrow screen."""
+
+import html as escape_html
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from jaxdistill.scaling import figures
+from jaxdistill.scaling.fit import Fit, NotIdentified
+from jaxdistill.scaling.identify import Parameter
+from jaxdistill.scaling.table import Table
+
+CAPTIONS: Mapping[str, str] = {
+    "isoflop": "Loss against model size, one curve for each training budget. Points are runs, lines the law, rings its minima: "
+    "left of a ring the model is too small for the budget, right of it it sees too few tokens. Look for points on their line.",
+    "teachers": "Loss of each student against that of its teacher. Below the dashed line the teacher helped. On the dotted "
+    "diagonal the student equals its teacher; a flat or rising left end is the capacity gap.",
+    "supervised-agreement": "What the supervised law says against what was measured. Points near the diagonal, and errors "
+    "without a trend, mean that the law has the right shape; rings are runs of lowest loss, predicted from the others alone.",
+    "distilled-agreement": "The same for the distillation law, whose students' own losses come from the supervised law.",
+    "supervised-intervals": "How far each parameter of the supervised law moves when the runs are drawn again. Bars hold 90 % of "
+    "the draws. Grey parameters are not identified.",
+    "distilled-intervals": "The same for the distillation law.",
+}
+COLUMNS = ("run", "kind", "protocol", "N", "D", "loss", "predicted", "teacher", "L_T", "flops", "status")
+STYLE = """
+:root{--page:#fff;--ink:#333;--faint:#8a8a8a;--rule:#e3e3e3;--card:#f6f7f8;--link:#0062a3}
+@media(prefers-color-scheme:dark){:root{--page:#16181b;--ink:#dcdfe3;--faint:#8b9097;--rule:#33373c;--card:#1f2226;--link:#6cb8ef}}
+*{box-sizing:border-box}body{margin:0 auto;padding:1.5rem 1rem 4rem;max-width:60rem;background:var(--page);color:var(--ink);
+font:16px/1.55 system-ui,sans-serif}h1{font-size:1.7rem;margin:.2em 0}h2{font-size:1.2rem;margin:2.2em 0 .5em}a{color:var(--link)}
+.lead{color:var(--faint);margin-top:0}.law{font-size:1.1rem;font-family:ui-monospace,monospace;background:var(--card);
+padding:.6em .8em;border-radius:6px;overflow-x:auto}.doubt{border-left:3px solid #d55e00;padding:.1em .9em;background:var(--card)}
+.scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums;width:100%}
+th,td{padding:.3em .7em;border-bottom:1px solid var(--rule);text-align:right;white-space:nowrap}th{font-weight:600}
+td.word,th.word{text-align:left}td.why{text-align:left;white-space:normal;color:var(--faint);min-width:16rem}
+#runs th{cursor:pointer}#runs th[data-order]::after{content:" ▾"}#runs th[data-order="-1"]::after{content:" ▴"}
+figure{margin:1.5rem 0}figure svg{width:100%;height:auto;max-height:34rem;color:var(--ink)}
+figcaption{font-size:.9rem;color:var(--faint);max-width:44rem}details{margin:1em 0}pre{overflow-x:auto;font-size:.8rem}
+"""
+SCRIPT = """
+for (const head of document.querySelectorAll("#runs th")) head.onclick = () => {
+  const order = head.dataset.order === "1" ? -1 : 1, column = head.cellIndex, body = head.closest("table").tBodies[0];
+  for (const other of head.parentNode.cells) delete other.dataset.order;
+  head.dataset.order = order;
+  const key = row => row.cells[column].dataset.value ?? row.cells[column].textContent;
+  body.append(...[...body.rows].sort((a, b) => order * key(a).localeCompare(key(b), undefined, {numeric: true})));
+};
+"""
+
+
+def html(
+    table: Table,
+    fits: Sequence[Fit | NotIdentified],
+    summaries: Sequence[str],
+    drawings: Mapping[str, str],
+    doubts: Sequence[str],
+) -> str:
+    """The whole page.
+
+    Args:
+      table: every run, finished or not.
+      fits: the supervised fit, and what became of the distillation fit.
+      summaries: the terminal's words for each fit.
+      drawings: SVG documents by name, drawn in the colours of `figures`.
+      doubts: sentences a reader should see before any number.
+    """
+    shown = [
+        f"<figure>{inline(name, svg)}<figcaption>{_text(CAPTIONS[name])}</figcaption></figure>"
+        for name, svg in drawings.items()
+    ]
+    parts = [
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
+        "<meta name='viewport' content='width=device-width, initial-scale=1'><title>Scaling laws of these runs</title>",
+        f"<style>{STYLE}</style></head><body><h1>Scaling laws of these runs</h1>{_lead(table)}",
+        *(f"<p class='doubt'>{_text(doubt)}</p>" for doubt in doubts),
+        *(_section(fit) for fit in fits),
+        "<h2>Figures</h2>",
+        *shown,
+        f"<h2>Runs</h2><p class='lead'>Click a heading to sort.</p>{_runs(table, fits)}",
+        f"<details><summary>The same in plain text</summary><pre>{_text(chr(10).join(summaries))}</pre></details>",
+        f"<script>{SCRIPT}</script></body></html>",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def inline(name: str, svg: str) -> str:
+    """An SVG document as an element of a page: its ids made unique by `name`, its greys following the page's colours."""
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
+    for grey, colour in ((figures.INK, "currentColor"), (figures.FAINT, "var(--faint)"), (figures.RULE, "var(--rule)")):
+        svg = svg.replace(grey, colour)
+    return svg.replace("#ffffff", "var(--page)").replace("<svg ", "<svg role='img' ", 1)
+
+
+def _lead(table: Table) -> str:
+    counts = []
+    for kind in ("supervised", "distilled"):
+        runs = table.finished(kind)
+        if len(runs):
+            counts.append(f"{len(runs)} {kind} runs ({_range(runs, 'N')} parameters, {_range(runs, 'D')} tokens)")
+    unfinished = int(np.sum(table["status"] != "finished"))
+    rest = f"; {unfinished} more did not finish and were left out" if unfinished else ""
+    return f"<p class='lead'>{' and '.join(counts)}{rest}. Losses are validation cross-entropies in nats per token.</p>"
+
+
+def _section(fit: Fit | NotIdentified) -> str:
+    title = {"supervised": "The supervised law", "distilled": "The distillation law"}[fit.kind]
+    if isinstance(fit, NotIdentified):
+        return f"<h2>{title}</h2><p class='doubt'>Not fitted: {_text(fit.reason)}.</p>"
+    error = 100 * np.abs(fit.relative_error_R)
+    unknown = [parameter.symbol for parameter in fit.parameters if not parameter.identified]
+    words = f"The law meets the {len(fit.runs)} runs it was fitted to within {error.mean():.2g} % on average. "
+    if fit.held_out is None:
+        words += "Too few runs would remain to test it on runs it has not seen. "
+    else:
+        unseen = 100 * np.abs(fit.held_out.relative_error)
+        words += f"Fitted without the {len(unseen)} best runs, it misses those by {unseen.mean():.2g} % on average. "
+    words += (
+        f"These runs do not identify {', '.join(unknown)}." if unknown else "These runs identify every parameter of it."
+    )
+    how = f"{100 * fit.converged:.0f} % of the starts ended at this minimum. Choice of the law: {fit.why}."
+    return (
+        f"<h2>{title}</h2><p class='law'>{_text(fit.law)}</p><p>{_text(words)}</p>{_parameters(fit.parameters)}"
+        f"<p class='lead'>{_text(how)}</p>"
+    )
+
+
+def _parameters(parameters: Sequence[Parameter]) -> str:
+    rows = "".join(f"<tr><td class='word'>{_text(p.symbol)}</td>{_verdict(p)}</tr>" for p in parameters)
+    head = "<tr><th class='word'>parameter</th><th>value</th><th>90 % interval</th><th class='word'></th></tr>"
+    return f"<div class='scroll'><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>"
+
+
+def _verdict(p: Parameter) -> str:
+    if not p.identified:
+        return f"<td></td><td></td><td class='why'>not identified by these runs: {_text(p.reason)}</td>"
+    if p.held:
+        return f"<td>{p.value:.4g}</td><td></td><td class='why'>held, not fitted</td>"
+    return f"<td>{p.value:.4g}</td><td>{p.low:.4g} to {p.high:.4g}</td><td></td>"
+
+
+def _runs(table: Table, fits: Sequence[Fit | NotIdentified]) -> str:
+    predicted = {
+        run: loss
+        for fit in fits
+        if isinstance(fit, Fit)
+        for run, loss in zip(fit.runs["run"], fit.predicted_R, strict=True)
+        if run
+    }
+    head = "".join(f"<th{_class(name)}>{name}</th>" for name in COLUMNS)
+    body = "".join(
+        "<tr>"
+        + "".join(_cell(name, row | {"predicted": predicted.get(row["run"], np.nan)}) for name in COLUMNS)
+        + "</tr>"
+        for row in table.rows()
+    )
+    return f"<div class='scroll'><table id='runs'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+
+
+def _cell(name: str, row: Mapping) -> str:
+    value = row[name]
+    if isinstance(value, str):
+        text = _text(value)
+        linked = f"<a href='{_text(row['directory'])}'>{text}</a>" if name == "run" and row["directory"] else text
+        return f"<td class='word'>{linked}</td>"
+    if np.isnan(value):
+        return "<td data-value=''></td>"
+    shown = (
+        f"{value:.4f}" if name in ("loss", "predicted", "L_T") else f"{value:.3g}" if value > 1e7 else f"{value:,.0f}"
+    )
+    return f"<td data-value='{value:.0f}'>{shown}</td>" if value > 1e4 else f"<td>{shown}</td>"
+
+
+def _class(name: str) -> str:
+    return " class='word'" if name in ("run", "kind", "protocol", "teacher", "status") else ""
+
+
+def _range(runs: Table, name: str) -> str:
+    return f"{figures.count(runs[name].min())} to {figures.count(runs[name].max())}"
+
+
+def _text(words: str) -> str:
+    return escape_html.escape(words, quote=True)

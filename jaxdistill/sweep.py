@@ -1,0 +1,307 @@
+"""Sweeps: many experiments in one directory, each a process of its own with a run directory of its own.
+
+The directory is the whole state of a sweep. A run with a result is never touched again, one without is continued, and a
+student waits for its teacher, which is trained once for all who name it. Kill anything at any moment; the same command
+goes on.
+"""
+
+import dataclasses
+import glob
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from jaxdistill import analysis, metrics, rundir
+from jaxdistill import config as configs
+from jaxdistill.errors import InputError
+from jaxdistill.experiment import Experiment
+from jaxdistill.scaling import flops
+
+LEASH = "JAXDISTILL_LEASH"
+"""Set for runs that a sweep has started: their standard input ends when the sweep does, and they stop with it."""
+
+
+def override_all(experiment: Experiment, assignments: Iterable[str]) -> Experiment:
+    """The experiment with overrides applied to it and to the teacher it describes, so that both stay one sweep's."""
+    assignments = list(assignments)
+    changed = configs.override(experiment, assignments)
+    if changed.teacher is not None and isinstance(changed.teacher.run, Experiment):
+        teacher = dataclasses.replace(changed.teacher, run=override_all(changed.teacher.run, assignments))
+        changed = dataclasses.replace(changed, teacher=teacher)
+    return changed
+
+
+def with_teachers(points: Mapping[str, Experiment]) -> dict[str, Experiment]:
+    """The points and every teacher that they describe and do not contain, teachers first."""
+    known = {configs.text(experiment) for experiment in points.values()}
+    extra: dict[str, Experiment] = {}
+
+    def visit(name: str, experiment: Experiment) -> None:
+        source = experiment.teacher.run if experiment.teacher is not None else None
+        if isinstance(source, Experiment) and configs.text(source) not in known:
+            known.add(configs.text(source))
+            visit(f"{name}-teacher", source)
+            extra[f"{name}-teacher"] = source
+
+    for name, experiment in points.items():
+        visit(name, experiment)
+    return extra | dict(points)
+
+
+def cost(experiment: Experiment) -> float:
+    """FLOPs of a run: three forward passes of the student and one of a live teacher for every token (Eq. 9)."""
+
+    def forward(e: Experiment) -> float:
+        model = e.model
+        return flops.forward_flops(model.num_params, model.num_layers, model.width, e.data.length, model.vocab_size)
+
+    source = experiment.teacher.run if experiment.teacher is not None else None
+    teacher = forward(source) if isinstance(source, Experiment) else 0.0
+    return experiment.tokens * (3 * forward(experiment) + teacher)
+
+
+@dataclasses.dataclass
+class Point:
+    """One run of the sweep.
+
+    Attributes:
+      name: of its directory.
+      experiment, directory: what runs where.
+      needs: the points whose result it waits for.
+      state: "waiting", "running", "finished", "failed".
+      attempts: how often it was started by this sweep.
+    """
+
+    name: str
+    experiment: Experiment
+    directory: Path
+    needs: tuple[str, ...] = ()
+    state: str = "waiting"
+    attempts: int = 0
+
+    def progress(self) -> float:
+        """The share of its steps that has been logged."""
+        rows = metrics.read(self.directory / rundir.METRICS)
+        return rows[-1]["step"] / self.experiment.steps if rows else 0.0
+
+    def complaint(self) -> str:
+        """The last line it printed."""
+        log = self.directory / "log.txt"
+        lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
+        return lines[-1] if lines else "it printed nothing"
+
+
+def plan(points: Mapping[str, Experiment], directory: Path) -> list[Point]:
+    """The points in the order they should start: those others wait for first, then the longest."""
+    points = with_teachers(points)
+    named = {configs.text(experiment): name for name, experiment in reversed(points.items())}
+
+    def needs(experiment: Experiment) -> tuple[str, ...]:
+        source = experiment.teacher.run if experiment.teacher is not None else None
+        return (named[configs.text(source)],) if isinstance(source, Experiment) else ()
+
+    planned = [Point(name, e, Path(directory) / name, needs(e)) for name, e in points.items()]
+    wanted = {name for point in planned for name in point.needs}
+    return sorted(planned, key=lambda point: (point.name not in wanted, -cost(point.experiment)))
+
+
+class Local:
+    """Runs as processes of this machine, each with its share of the cores or with a GPU of its own.
+
+    Args:
+      processes: how many at a time; None takes one a GPU, or one a core where there is none.
+    """
+
+    def __init__(self, processes: int | None = None):
+        gpus = sorted(glob.glob("/dev/nvidia[0-9]*"))
+        other = glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*")
+        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+        default = len(gpus) or (1 if other else len(cores) or os.cpu_count() or 1)
+        self.slots = processes or default
+        self._cpu_only = not gpus and not other
+        self._gpus, self._cores = gpus, cores
+        self._running: dict[int, tuple[Point, subprocess.Popen]] = {}
+
+    def free(self) -> bool:
+        return len(self._running) < self.slots
+
+    def start(self, point: Point) -> None:
+        """Start or continue a point in a free slot."""
+        slot = min(set(range(self.slots)) - self._running.keys())
+        environment = os.environ | {LEASH: "1"}
+        if self._gpus and self.slots > 1:
+            environment["CUDA_VISIBLE_DEVICES"] = str(slot % len(self._gpus))
+        with open(point.directory / "log.txt", "ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "jaxdistill", "run", str(point.directory), "--quiet"],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+            )
+        if self._cpu_only and len(self._cores) >= self.slots > 1:
+            os.sched_setaffinity(process.pid, self._cores[slot :: self.slots])
+        self._running[slot] = (point, process)
+
+    def finished(self) -> list[tuple[Point, int]]:
+        """Points whose process has ended since the last call, with its exit status."""
+        ended = [slot for slot, (_, process) in self._running.items() if process.poll() is not None]
+        return [(point, process.returncode) for point, process in map(self._running.pop, ended)]
+
+    def stop(self) -> None:
+        """Ask every run to save and stop, and wait until it has."""
+        for _, process in self._running.values():
+            process.send_signal(signal.SIGTERM)
+        for _, process in self._running.values():
+            process.wait()
+
+
+def sweep(
+    points: Mapping[str, Experiment],
+    directory: str | Path,
+    *,
+    experiment_file: Path | None = None,
+    processes: int | None = None,
+    quiet: bool = False,
+) -> Path:
+    """Run every point to its end and write the table of runs; gives the path of runs.csv.
+
+    Args:
+      points: experiments by name; a name is a directory below `directory`.
+      directory: of the sweep.
+      experiment_file: kept in every run directory.
+      processes: runs at a time, as for `Local`.
+      quiet: no progress view.
+
+    Raises:
+      InputError: a point's directory holds another experiment, or runs failed twice; all others have finished then.
+    """
+    directory = Path(directory)
+    if not points:
+        raise InputError("the sweep has no points")
+    with rundir.lock(directory):
+        planned = plan(points, directory)
+        for point in planned:
+            rundir.prepare(point.directory, point.experiment, experiment_file)
+            if rundir.is_finished(point.directory):
+                point.state = "finished"
+        _run_all(planned, Local(processes), quiet)
+        table = analysis.write_table(directory)
+    if failed := [point for point in planned if point.state != "finished"]:
+        first = failed[0]
+        raise InputError(
+            f"{len(failed)} of {len(planned)} runs did not finish; the first is {first.directory}: {first.complaint()}"
+        )
+    return table
+
+
+def _run_all(planned: list[Point], launcher: Local, quiet: bool) -> None:
+    with _stopping(launcher), _View(planned, quiet) as view:
+        while True:
+            finished = {point.name for point in planned if point.state == "finished"}
+            ready = [point for point in planned if point.state == "waiting" and finished.issuperset(point.needs)]
+            while ready and launcher.free():
+                point = ready.pop(0)
+                point.state, point.attempts = "running", point.attempts + 1
+                launcher.start(point)
+                view.started(point)
+            if not any(point.state == "running" for point in planned):
+                return  # all done, or what is left waits for a run that failed
+            time.sleep(0.1)
+            for point, status in launcher.finished():
+                done = status == 0 and rundir.is_finished(point.directory)
+                point.state = "finished" if done else "waiting" if point.attempts < 2 else "failed"
+                view.ended(point)
+            view.update()
+
+
+class _stopping:
+    """Stops the runs of a launcher with the sweep, when it is told to stop or fails."""
+
+    def __init__(self, launcher: Local):
+        self._launcher = launcher
+
+    def __enter__(self) -> None:
+        self._before = signal.signal(signal.SIGTERM, self._terminate)
+
+    def _terminate(self, number, frame) -> None:
+        raise KeyboardInterrupt
+
+    def __exit__(self, kind, error, trace) -> None:
+        signal.signal(signal.SIGTERM, self._before)
+        self._launcher.stop()
+
+
+class _View:
+    """One view of the whole sweep: bars in a terminal, a line an event elsewhere."""
+
+    def __init__(self, planned: list[Point], quiet: bool):
+        self._planned, self._quiet = planned, quiet
+        self._costs = {point.name: cost(point.experiment) for point in planned}
+        self._console = Console(stderr=True, quiet=quiet)
+        self._live = self._console.is_terminal and not quiet
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
+        self._bars = Progress(
+            *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self._console, disable=not self._live
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> "_View":
+        self._bars.start()
+        self._total = self._bars.add_task(self._summary(), total=sum(self._costs.values()))
+        self._say(self._summary())
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._bars.stop()
+
+    def _summary(self) -> str:
+        done = sum(point.state == "finished" for point in self._planned)
+        return f"sweep: {done} of {len(self._planned)} runs finished"
+
+    def _say(self, line: str) -> None:
+        if not self._live:
+            self._console.print(line, highlight=False)
+
+    def started(self, point: Point) -> None:
+        again = " again" if point.attempts > 1 else ""
+        self._say(f"  started {point.name}{again}")
+        self._tasks[point.name] = self._bars.add_task(f"  {point.name}", total=1.0)
+
+    def ended(self, point: Point) -> None:
+        self._bars.remove_task(self._tasks.pop(point.name))
+        if point.state != "finished":
+            self._console.print(f"  {point.name} stopped: {point.complaint()}", style="red", highlight=False)
+        self._say(f"{self._summary()} ({point.name})")
+
+    def update(self) -> None:
+        """Bring the bars up to what the runs have logged."""
+        if not self._live:
+            return
+        progress = {point.name: 1.0 if point.state == "finished" else 0.0 for point in self._planned}
+        for point in self._planned:
+            if point.state == "running":
+                progress[point.name] = point.progress()
+                self._bars.update(self._tasks[point.name], completed=progress[point.name])
+        done = sum(self._costs[name] * share for name, share in progress.items())
+        self._bars.update(self._total, completed=done, description=self._summary())
+
+
+def follow() -> None:
+    """In a run that a sweep has started: watch for the sweep's end, however it comes, and stop with it."""
+
+    def watch() -> None:
+        os.read(sys.stdin.fileno(), 1)  # nothing is ever written: this returns when the sweep is gone
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if LEASH in os.environ:
+        threading.Thread(target=watch, daemon=True).start()
