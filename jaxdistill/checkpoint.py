@@ -4,7 +4,9 @@ A checkpoint holds the State and, as plain numbers beside it, the run's identity
 a batch is a function of seed and step). Arrays are restored onto whatever devices the caller describes.
 """
 
+import contextlib
 import dataclasses
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +57,9 @@ class Checkpoints:
         if self.latest() == step:
             return
         metadata: dict[str, Any] = {"identity": self._identity, "data_position": step, **numbers}
-        self._orbax.save_checkpointables_async(step, {"state": _as_dict(state)}, force=True, custom_metadata=metadata)
+        content = {"state": _as_dict(state)}
+        with _writing(self._directory):
+            self._orbax.save_checkpointables_async(step, content, force=True, custom_metadata=metadata)
 
     def restore(self, abstract: State) -> tuple[State, dict[str, Any]]:
         """The newest state, on the devices that `abstract` (ShapeDtypeStructs with shardings) names, and its numbers.
@@ -76,31 +80,38 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Until every checkpoint begun is on disk."""
-        self._orbax.wait()
+        with _writing(self._directory):
+            self._orbax.wait()
 
     def close(self) -> None:
-        self._orbax.close()
+        with _writing(self._directory):
+            self._orbax.close()
 
 
 def _as_dict(state: State) -> dict[str, Any]:
     return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
 
 
-class _reading:
-    """Turns whatever a damaged checkpoint raises into one sentence."""
+@contextlib.contextmanager
+def _answering(what: str, advice: str) -> Generator[None]:
+    """Turns whatever Orbax and TensorStore raise into one sentence; their texts put the reason last."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rpartition('": ')[2][-200:]
+        raise InputError(f"{what} ({reason}); {advice}") from error
 
-    def __init__(self, where: Path):
-        self._where = where
 
-    def __enter__(self) -> None:
-        pass
+def _reading(where: Path):
+    return _answering(f"checkpoint {where} cannot be read", "delete it to continue from an earlier one")
 
-    def __exit__(self, kind, error, trace) -> None:
-        if isinstance(error, Exception) and not isinstance(error, InputError):
-            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else kind.__name__
-            raise InputError(
-                f"checkpoint {self._where} cannot be read ({reason}); delete it to continue from an earlier one"
-            ) from error
+
+def _writing(where: Path):
+    return _answering(
+        f"{where} cannot be written", "make room or change its permissions and run the same command again"
+    )
 
 
 def read_metadata(where: Path) -> dict[str, Any]:

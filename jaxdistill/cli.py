@@ -8,6 +8,7 @@ import errno
 import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     options = parser().parse_args(arguments)
     _cache_compilations()
+    # A background writer that fails is asked for its error by the main thread, which answers; one trace is not news.
+    threading.excepthook = lambda failure: None
     try:
         options.verb(options)
     except InputError as error:
@@ -65,12 +68,12 @@ def run(options: argparse.Namespace) -> None:
     from jaxdistill import run as runner
     from jaxdistill.experiment import call
 
-    sweep.follow()
     target = Path(options.target)
     if target.is_dir():
         if options.overrides:
             raise InputError(f"{target} is a run directory, whose configuration is fixed; override an experiment file")
-        runner.run(rundir.read_config(target), target, quiet=options.quiet)
+        patience = 60.0 if sweep.follow() else 0.0  # for the run of a killed sweep, which is saving
+        runner.run(rundir.read_config(target), target, quiet=options.quiet, patience=patience)
         out = target
     else:
         experiment = sweep.override_all(call(target, "config", preset=options.preset), options.overrides)

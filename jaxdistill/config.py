@@ -20,6 +20,8 @@ import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
+import numpy as np
+
 from jaxdistill.errors import InputError
 
 EXPERIMENT_MODULE = "experiment"
@@ -39,8 +41,8 @@ def fields(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
             yield from fields(value, f"{prefix}{key}.")
     elif callable(config):
         yield path, _reference(config)
-    elif isinstance(config, (bool, int, float, str, tuple, type(None))):
-        yield path, repr(config)
+    elif isinstance(config, (bool, int, float, str, tuple, type(None), np.generic)):
+        yield path, repr(config.item() if isinstance(config, np.generic) else config)
     else:
         raise InputError(
             f"{path}: a {type(config).__name__} cannot stand in a configuration; use numbers, text or dataclasses"

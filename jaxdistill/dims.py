@@ -51,6 +51,11 @@ def key_name(key: Any) -> str:
     return str(key)
 
 
+def per_token(path: Any) -> bool:
+    """Whether the array at this tree path has one entry a token: its letters start with `BL`."""
+    return letters(key_name(path[-1])).startswith("BL")
+
+
 def leaves(tree: Any) -> Iterator[tuple[str, str, Any]]:
     """Every array of a tree as (path, letters, array); stacked layers show their leading `N`."""
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:

@@ -33,7 +33,7 @@ class Head:
     bias_V: Array | None = None
     scale: float = dataclasses.field(default=1.0, metadata={"static": True})
     softcap: float | None = dataclasses.field(default=None, metadata={"static": True})
-    vocab_size: int = dataclasses.field(default=0, metadata={"static": True})
+    vocab_size: int = dataclasses.field(kw_only=True, metadata={"static": True})
 
     def product(self) -> Array:
         """h_BLD w_VD^T as fp32 [B, L, V]: the matmul alone."""

@@ -78,6 +78,7 @@ def run(
     experiment_file: Path | None = None,
     cache: Path | None = None,
     quiet: bool = False,
+    patience: float = 0.0,
 ) -> dict[str, Any]:
     """Train to the end, from the start or from the last checkpoint, and give the result.
 
@@ -87,6 +88,7 @@ def run(
       experiment_file: kept beside the configuration.
       cache: of prepared data; default as `data.prepare`.
       quiet: no progress bar.
+      patience: seconds to wait for another process to leave the directory.
 
     Returns:
       The content of result.json: validation loss in nats per token, bits per byte, tokens, FLOPs, seconds, ...
@@ -96,7 +98,7 @@ def run(
       Interrupted: SIGTERM or SIGINT arrived; the state is saved.
     """
     directory = Path(directory)
-    with rundir.lock(directory):
+    with rundir.lock(directory, patience):
         rundir.prepare(directory, experiment, experiment_file)
         if not rundir.is_finished(directory):
             _train(experiment, directory, cache, quiet)

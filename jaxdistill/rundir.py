@@ -97,14 +97,27 @@ def prepare(directory: Path, experiment: Experiment, experiment_file: Path | Non
 
 
 @contextlib.contextmanager
-def lock(directory: Path) -> Generator[None]:
-    """Hold a directory for this process; InputError where another one does. A killed process lets go by itself."""
+def lock(directory: Path, patience: float = 0.0) -> Generator[None]:
+    """Hold a directory for this process. A killed process lets go by itself.
+
+    Args:
+      directory: made where it is not there.
+      patience: seconds to wait for another process that is about to let go.
+
+    Raises:
+      InputError: another process is at work there.
+    """
     Path(directory).mkdir(parents=True, exist_ok=True)
+    give_up = time.monotonic() + patience
     with open(Path(directory) / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"another process is at work in {directory}; wait for it or stop it") from None
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= give_up:
+                    raise InputError(f"another process is at work in {directory}; wait for it or stop it") from None
+                time.sleep(0.1)
         yield
 
 

@@ -136,7 +136,7 @@ class Local:
     def start(self, point: Point) -> None:
         """Start or continue a point in a free slot."""
         slot = min(set(range(self.slots)) - self._running.keys())
-        environment = os.environ | {LEASH: "1"}
+        environment = {"JAX_TRACEBACK_FILTERING": "off", **os.environ, LEASH: "1"}  # whole traces in log.txt
         if self._gpus and self.slots > 1:
             environment["CUDA_VISIBLE_DEVICES"] = str(slot % len(self._gpus))
         with open(point.directory / "log.txt", "ab") as log:
@@ -296,8 +296,11 @@ class _View:
         self._bars.update(self._total, completed=done, description=self._summary())
 
 
-def follow() -> None:
-    """In a run that a sweep has started: watch for the sweep's end, however it comes, and stop with it."""
+def follow() -> bool:
+    """In a run that a sweep has started: watch for the sweep's end, however it comes, and stop with it.
+
+    Gives whether this is such a run.
+    """
 
     def watch() -> None:
         os.read(sys.stdin.fileno(), 1)  # nothing is ever written: this returns when the sweep is gone
@@ -305,3 +308,4 @@ def follow() -> None:
 
     if LEASH in os.environ:
         threading.Thread(target=watch, daemon=True).start()
+    return LEASH in os.environ

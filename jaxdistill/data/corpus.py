@@ -1,16 +1,15 @@
 """The tokens of one split on disk: every document once, each followed by an end of document, in one flat array.
 
 A corpus is a directory `<cache>/tokens/<key>/` of two files: the tokens (little-endian uint16 or uint32) and a
-manifest.
-The key is a hash of what the tokens depend on: source, tokenizer, split, part and format version. The length of a
-window is not among them, since windows are cut from the flat array as they are read.
+manifest. The key is a hash of what the tokens depend on: source, tokenizer, split, part and format version. The length
+of a window is not among them, since windows are cut from the flat array as they are read.
 """
 
 import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +78,7 @@ def _of_part(documents: Iterator[str], part: tuple[int, int]) -> Iterator[str]:
     return (text for text in documents if int(share(text, "part") * parts) == index)
 
 
-def _write(file: Path, documents: Iterator[str], tokenizer: Tokenizer) -> dict[str, Any]:
+def _write(file: Path, documents: Iterable[str], tokenizer: Tokenizer) -> dict[str, Any]:
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
     counts = {"documents": 0, "tokens": 0, "bytes": 0}
     checksum = hashlib.sha256()

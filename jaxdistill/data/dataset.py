@@ -60,7 +60,7 @@ def prepare(tokens: Tokens, cache: str | os.PathLike[str] | None = None, quiet: 
         tokenize(tokens.source, fingerprint, tokenizer, split, part, cache, quiet) for split, part in parts.items()
     )
     windows = Windows(validation.tokens_T, tokens.length, tokenizer.eos_id)
-    wanted = len(windows) if tokens.validation_windows is None else tokens.validation_windows
+    wanted = tokens.validation_windows or max(1, len(windows))
     if wanted > len(windows):
         raise InputError(f"the validation split has {len(windows)} windows of length {tokens.length}, not {wanted}")
     return Dataset(
@@ -124,7 +124,7 @@ class Dataset:
 
         The order is a permutation of all windows in every epoch, another one each time; a batch may span two epochs.
         """
-        self._check(size, seed)
+        self._check(size, seed, step)
         start, stop = _check_rows(size, rows)
         order = _order(self.num_windows, seed)
         return self.train.batch(np.array([order[step * size + row] for row in range(start, stop)], np.int64))
@@ -135,7 +135,7 @@ class Dataset:
         """`batch` of the steps start .. stop - 1 (None: without end), made ahead of time in the background."""
         import grain
 
-        self._check(size, seed)
+        self._check(size, seed, start)
         _check_rows(size, rows)
         steps = grain.MapDataset.range(start, sys.maxsize if stop is None else stop)
         made = steps.map(lambda step: self.batch(size, seed, step, rows))
@@ -149,9 +149,9 @@ class Dataset:
         padded = np.pad(spread, (0, -count % size), constant_values=-1)
         return (self.held_out.batch(windows_B[start:stop]) for windows_B in padded.reshape(-1, size))
 
-    def _check(self, size: int, seed: int) -> None:
-        if seed < 0:
-            raise InputError(f"seed={seed} must not be negative")
+    def _check(self, size: int, seed: int, step: int) -> None:
+        if seed < 0 or step < 0:
+            raise InputError(f"seed={seed} and step={step} must not be negative")
         if size > self.num_windows:
             raise InputError(
                 f"a batch of {size} windows needs more text: the train split has {self.num_windows} of them"

@@ -23,8 +23,8 @@ def find(path: str) -> list[Path]:
         reader(root)
         return [root]
     is_pattern = glob.has_magic(path) and not root.exists()
-    if not is_pattern and not root.is_dir():
-        raise InputError(f"{path} does not exist: give a file, a directory or a glob of {', '.join(READERS)} files")
+    if not is_pattern and not (path and root.is_dir()):
+        raise InputError(f"{path!r} does not exist: give a file, a directory or a glob of {', '.join(READERS)} files")
     found = map(Path, glob.glob(str(root), recursive=True)) if is_pattern else root.rglob("*")
     files = sorted((file for file in found if _suffix(file) and file.is_file()), key=Path.as_posix)
     if not files:
@@ -86,7 +86,7 @@ def read_parquet(path: Path, text_key: str) -> Iterator[str]:
 
 def read_array_record(path: Path, text_key: str) -> Iterator[str]:
     """One UTF-8 document a record."""
-    from array_record.python.array_record_module import ArrayRecordReader
+    from array_record.python.array_record_module import ArrayRecordReader  # ty: ignore[import-not-found]
 
     try:
         records = ArrayRecordReader(str(path))

@@ -14,7 +14,7 @@ from jaxdistill.data.storage import content_key
 from jaxdistill.errors import InputError
 
 LETTERS = string.ascii_letters + string.digits
-BLOCK = 1024  # documents drawn together, from a generator of their own
+BLOCK = 2**17  # letters drawn together: whole documents, at least one, from a generator of their own
 MAX_CONTEXTS = 4096  # the stationary distribution is one dense linear solve in this many unknowns
 
 
@@ -56,13 +56,14 @@ class Markov:
         check_split(split)
         letters = np.frombuffer(LETTERS.encode(), np.uint8)
         total = self.num_documents if split == "train" else -(-self.num_documents // 20)
-        for start in range(0, total, BLOCK):
-            block = letters[_sample(self, SPLITS.index(split), start // BLOCK, min(BLOCK, total - start))]
+        size = _block_size(self)
+        for start in range(0, total, size):
+            block = letters[_sample(self, SPLITS.index(split), start // size, min(size, total - start))]
             yield from (row.tobytes().decode() for row in block)
 
     def fingerprint(self) -> str:
         # The first documents stand in for the chain: they show a change in NumPy's generators, and not in a last digit.
-        first = hashlib.sha256(_sample(self, 0, 0, min(BLOCK, self.num_documents)).tobytes()).hexdigest()
+        first = hashlib.sha256(_sample(self, 0, 0, min(_block_size(self), self.num_documents)).tobytes()).hexdigest()
         return content_key({"markov": dataclasses.asdict(self), "first": first})
 
     def describe(self) -> dict[str, Any]:
@@ -108,18 +109,22 @@ def _chain(config: Markov) -> tuple[np.ndarray, np.ndarray]:
     return rows, np.maximum(stationary, 0)
 
 
+def _block_size(config: Markov) -> int:
+    return max(1, BLOCK // config.length)
+
+
 def _sample(config: Markov, stream: int, block: int, count: int) -> np.ndarray:
     """Letters of `count` documents, [count, length] as numbers of letters: a function of (config, stream, block)."""
     rows, stationary = _chain(config)
     # A draw picks the letter whose share of [0, 1) it falls in; the last bound goes, since it is 1 or a rounding less.
     bounds = np.cumsum(rows, axis=1)[:, :-1]
-    uniform = np.random.default_rng([config.seed, stream, block]).random((BLOCK, config.length + 1))[:count]
+    uniform = np.random.default_rng([config.seed, stream, block]).random((_block_size(config), config.length))[:count]
     context = np.searchsorted(np.cumsum(stationary)[:-1], uniform[:, 0], side="right")
     letters = np.empty((count, config.length), np.uint8)
     for t in range(config.order):
         letters[:, t] = context // config.alphabet ** (config.order - 1 - t) % config.alphabet
     for t in range(config.order, config.length):
-        letters[:, t] = (uniform[:, t + 1, None] >= bounds[context]).sum(axis=1)
+        letters[:, t] = (uniform[:, t, None] >= bounds[context]).sum(axis=1)
         context = (context * config.alphabet + letters[:, t]) % len(rows)
     return letters
 

@@ -13,6 +13,7 @@ from jaxdistill.data.storage import content_key, file_hash
 from jaxdistill.errors import InputError
 
 SPLITS = ("train", "validation")
+TOPICS = "pydoc_data/topics.py"
 
 
 class Source(Protocol):
@@ -32,6 +33,7 @@ class Source(Protocol):
 
 
 def check_split(split: str) -> None:
+    """InputError unless `split` is one of SPLITS."""
     if split not in SPLITS:
         raise InputError(f"there is no split {split!r}: the splits are {' and '.join(SPLITS)}")
 
@@ -68,7 +70,7 @@ class Stdlib:
         return {
             "source": "stdlib",
             "python": sys.version.split()[0],
-            "files": len(texts),
+            "documents": len(texts),
             "undecodable": texts.count(None),
         }
 
@@ -76,7 +78,7 @@ class Stdlib:
 def _library() -> Iterator[tuple[str, str | None]]:
     """(name, text) of every document of the standard library; the text is None where it is not UTF-8."""
     root = Path(sysconfig.get_path("stdlib"))
-    names = sorted(file.relative_to(root).as_posix() for file in root.rglob("*") if _is_library_text(file, root))
+    names = sorted(file.relative_to(root).as_posix() for file in _library_files(root))
     if not names:
         raise InputError(f"{root} holds no sources of the standard library: install them, or give Files(path) a text")
     for name in names:
@@ -86,18 +88,19 @@ def _library() -> Iterator[tuple[str, str | None]]:
             yield name, None
         except OSError as error:
             raise InputError(f"cannot read {root / name}: {error.strerror}") from error
-    if (root / "pydoc_data/topics.py").is_file():
-        from pydoc_data.topics import topics  # the file itself is one long line of escapes; this is its prose
+    if (root / TOPICS).is_file():
+        from pydoc_data.topics import topics  # the file is one long line of escapes; this is the prose it spells
 
         yield from ((f"pydoc_data/topics/{topic}", topics[topic]) for topic in sorted(topics))
 
 
-def _is_library_text(file: Path, root: Path) -> bool:
-    parts = file.relative_to(root).parts
-    apart = {"test", "tests", "idlelib", "site-packages", "dist-packages", "__pycache__"}
-    module = parts[0].removesuffix(".py")
-    wanted = file.suffix in (".py", ".txt", ".rst") and parts != ("pydoc_data", "topics.py")
-    return wanted and module in sys.stdlib_module_names and apart.isdisjoint(parts) and file.is_file()
+def _library_files(root: Path) -> Iterator[Path]:
+    modules = (root / name for name in sys.stdlib_module_names - {"idlelib"})
+    found = (file for module in modules for file in [module.with_name(f"{module.name}.py"), *module.rglob("*")])
+    for file in found:
+        is_test = not {"test", "tests"}.isdisjoint(file.relative_to(root).parts)
+        if file.suffix in (".py", ".txt", ".rst") and file != root / TOPICS and not is_test and file.is_file():
+            yield file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,12 +128,14 @@ class Files:
         check_split(split)
         for file in self._files()[split]:
             for text in formats.read(file, self.text_key):
-                if self.validation_path or (share(text, "validation") < self.validation) == (split == "validation"):
+                if self.validation_path is not None or (share(text, "validation") < self.validation) == (
+                    split == "validation"
+                ):
                     yield text
 
     def fingerprint(self) -> str:
         contents = {split: [(file.suffix, file_hash(file)) for file in files] for split, files in self._files().items()}
-        rule = "own files" if self.validation_path else self.validation
+        rule = self.validation if self.validation_path is None else "own files"
         return content_key({"files": contents, "text_key": self.text_key, "validation": rule})
 
     def describe(self) -> dict[str, Any]:

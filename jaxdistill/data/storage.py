@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ def file_hash(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def new_directory(target: Path) -> Iterator[Path]:
+def new_directory(target: Path) -> Generator[Path, None, None]:
     """A directory to fill, which becomes `target` in one rename when the block ends without an error.
 
     Readers see the whole directory or none. Where two processes build the same target, the first to finish wins and the
@@ -88,11 +88,11 @@ def _rename_unless_there(partial: Path, target: Path) -> None:
 
 
 @contextlib.contextmanager
-def _write_errors(target: Path) -> Iterator[None]:
+def _write_errors(target: Path) -> Generator[None, None, None]:
     try:
         yield
     except OSError as error:
         reason = error.strerror or error
         raise InputError(
-            f"cannot write {target}: {reason}; free some space, or choose another cache directory with JAXDISTILL_CACHE"
+            f"cannot write {target}: {reason}; free some space or write elsewhere (JAXDISTILL_CACHE moves the cache)"
         ) from error

@@ -146,9 +146,11 @@ def load_tokenizer(directory: str | os.PathLike[str]) -> Tokenizer:
     except OSError as error:
         raise InputError(f"{directory} holds no saved tokenizer: {error.strerror}: {error.filename}") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"the tokenizer in {directory} is damaged: {error}; save it again") from error
+        raise InputError(f"the tokenizer in {directory} is damaged: {error}; delete it and make it again") from error
     if tokenizer.fingerprint != card["fingerprint"]:
-        raise InputError(f"the tokenizer in {directory} is damaged: its files do not fit its {CARD}; save it again")
+        raise InputError(
+            f"the tokenizer in {directory} is damaged: its files do not fit its {CARD}; delete it and make it again"
+        )
     return tokenizer
 
 

@@ -48,11 +48,13 @@ class SentencePiece:
     Attributes:
       vocab_size: number of ids, of which 256 are bytes and 2 are the unknown piece and the end of a document.
       model_type: "unigram" (Kudo 2018, arXiv:1804.10959) or "bpe" (Sennrich et al. 2016, arXiv:1508.07909).
+      character_coverage: the share of the text whose characters get an id of their own; the rare rest stay bytes.
       characters: how much of the train split to learn from, counted from its start.
     """
 
     vocab_size: int
     model_type: str = "unigram"
+    character_coverage: float = 0.9995
     characters: int = 20_000_000
 
     def __post_init__(self):
@@ -60,6 +62,8 @@ class SentencePiece:
             raise InputError(f"model_type={self.model_type!r} must be 'unigram' or 'bpe'")
         if self.vocab_size <= 258 or self.characters < 1:
             raise InputError("SentencePiece needs a vocab_size above 258 (the bytes and two marks) and some characters")
+        if not 0 < self.character_coverage <= 1:
+            raise InputError(f"character_coverage={self.character_coverage} must be above 0 and at most 1")
 
     def build(self, source: Source, fingerprint: str, cache: Cache = None, quiet: bool = False) -> Tokenizer:
         """From the cache if it is there; InputError where the text is too small or too rich for `vocab_size`."""
@@ -88,6 +92,7 @@ class SentencePiece:
                 model_writer=model,
                 vocab_size=self.vocab_size,
                 model_type=self.model_type,
+                character_coverage=self.character_coverage,
                 byte_fallback=True,
                 normalization_rule_name="identity",
                 remove_extra_whitespaces=False,

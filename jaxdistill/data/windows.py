@@ -54,7 +54,7 @@ class Windows:
         tokens = np.where(is_real, self.tokens_T[np.where(is_real, token, 0)], self.eos_id).astype(np.int32)
         is_end = tokens == self.eos_id
         segment = np.where(is_real, 1 + np.cumsum(is_end, axis=1, dtype=np.int32) - is_end, 0).astype(np.int32)
-        opens = np.pad(is_end[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+        opens = np.pad(is_end[:, :-1], ((0, 0), (1, 0)))
         place = np.arange(self.length + 1, dtype=np.int32)
         position = place - np.maximum.accumulate(np.where(opens, place, 0), axis=1)
         weight = (segment[:, 1:] == segment[:, :-1]) & is_real[:, 1:]

@@ -28,10 +28,14 @@ class ForwardKL:
     Attributes:
       temperature: T, for teacher and student alike; the factor T^2 applies to value and gradient.
 
-    Raises InputError where the target is not a whole distribution, or has another vocabulary.
+    Raises InputError where the target is not a whole distribution, or the temperature not above 0.
     """
 
     temperature: float = 1.0
+
+    def __post_init__(self):
+        if not self.temperature > 0:
+            raise InputError(f"forward_kl.temperature is {self.temperature}; it must be above 0")
 
     def __call__(self, z_BLV: Array, target: Target) -> Array:
         if not isinstance(target, Dense):

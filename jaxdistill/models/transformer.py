@@ -60,9 +60,13 @@ class Config:
     def __post_init__(self):
         if self.num_kv_heads == 0:
             object.__setattr__(self, "num_kv_heads", self.num_heads)
-        for name in ("vocab_size", "num_layers", "width", "num_heads", "num_kv_heads", "head_size", "mlp_width"):
+        for name in ("vocab_size", "num_layers", "width", "num_heads", "num_kv_heads", "head_size", "mlp_width",
+                     "base_width", "vocab_multiple"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise InputError(f"model.{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("rope_base", "norm_eps", "softcap"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise InputError(f"model.{name} is {getattr(self, name)}; it must be above 0")
         if self.num_heads % self.num_kv_heads:
             raise InputError(
                 f"model.num_heads ({self.num_heads}) must be a multiple of model.num_kv_heads ({self.num_kv_heads})"
@@ -166,9 +170,12 @@ class Transformer:
           tokens_BL: int32 ids below `vocab_size`.
           segment_BL: which document of a packed row a token belongs to; attention stays inside. None: one document.
           position_BL: positions for the rotary embedding. None: 0, 1, 2, ...
-          keep: layers whose output is returned as {layer: [B, L, D]}; nothing is stored for the others.
+          keep: layers whose output is returned as {layer: [B, L, D]}, counted from 0, or backward from -1; nothing is
+            stored for the others. InputError where the model has no such layer.
         """
         config, (B, L) = self.config, tokens_BL.shape
+        if unknown := [i for i in keep if not -config.num_layers <= i < config.num_layers]:
+            raise InputError(f"keep={tuple(keep)} names layer {unknown[0]} of a model with {config.num_layers} layers")
         if position_BL is None:
             position_BL = jnp.broadcast_to(jnp.arange(L, dtype=jnp.int32), (B, L))
         angles = layers.rotary_angles(position_BL, config.head_size, config.rope_base)

@@ -2,13 +2,14 @@
 
     table.read -> fit_supervised, fit_distillation -> figures -> report.write
 
-Letters of this room, which the laws take from their papers: N parameters and D tokens, whatever dims.py says; an array ends in
-R (runs), P (parameters of a law) or K (many fits at once: starts, bootstrap resamples).
+Letters of this room, which the laws take from their papers: N parameters and D tokens, whatever dims.py says; an array
+ends in R (runs), P (parameters of a law) or K (many fits at once: starts, bootstrap resamples).
 """
 
 from jaxdistill.scaling import figures, flops, laws, report, table
-from jaxdistill.scaling.fit import PAPER_DELTA, Fit, NotIdentified, Settings, fit_distillation, fit_supervised
+from jaxdistill.scaling.fit import Fit, NotIdentified, fit_distillation, fit_supervised
 from jaxdistill.scaling.laws import Distillation, Supervised, distillation, supervised
+from jaxdistill.scaling.regression import PAPER_DELTA, Settings
 
 __all__ = [
     "PAPER_DELTA",

@@ -1,8 +1,8 @@
 """What a run costs, in floating-point operations (a multiply-add counts two), after arXiv 2502.08606v2, Appendix H.
 
 Attention is counted causally: a query meets half of the context on average, so a layer's logits and values cost
-context * width each, and not twice that. The backward pass costs two forward passes. At small N the attention and the output
-layer are most of the work: the usual 6 N D misses 40 % at 100M parameters, and nearly everything at 1M.
+context * width each, and not twice that. The backward pass costs two forward passes. At small N the attention and the
+output layer are most of the work: the usual 6 N D misses 40 % at 100M parameters, and nearly everything at 1M.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ BUSBRIDGE_FAMILY = Family(context=4096, vocab_size=32768)
 
 
 def forward_flops(N: Any, layers: Any, width: Any, context: int, vocab_size: int) -> Any:
-    """Forward FLOPs per token of a decoder with `N` non-embedding parameters: 2N + 2 layers context width + 2 V width."""
+    """Forward FLOPs per token at `N` non-embedding parameters: 2N + 2 layers context width + 2 V width."""
     return 2 * N + 2 * layers * context * width + 2 * vocab_size * width
 
 
@@ -65,7 +65,8 @@ def distillation_flops(
       D_S: tokens of distillation.
       forward_T: forward FLOPs per token of the teacher.
       D_T: tokens the teacher was trained on.
-      delta_logits: share of the teacher's forward passes this student pays for: 1 online, 0 from a cache paid elsewhere.
+      delta_logits: share of the teacher's forward passes this student pays for: 1 online, 0 from a cache paid
+        elsewhere.
       delta_pretraining: share of the teacher's training this student pays for: 1 if made for it alone, 0 if it existed.
     """
     teacher = forward_T * (delta_logits * D_S + delta_pretraining * 3 * D_T)

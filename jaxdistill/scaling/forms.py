@@ -1,7 +1,7 @@
 """The laws in the coordinates they are fitted in, and their nested simpler forms.
 
-Everything positive is fitted as its logarithm, in which the laws are nearly linear and no bound is needed. A nested law is
-the full law with some coordinates held, so that one compiled optimiser serves the whole family.
+Everything positive is fitted as its logarithm, in which the laws are nearly linear and no bound is needed. A nested
+law is the full law with some coordinates held, so that one compiled optimiser serves the whole family.
 """
 
 import dataclasses
@@ -17,8 +17,8 @@ from jaxdistill.scaling.laws import Distillation, Supervised, log_distillation, 
 SUPERVISED = ("log A", "log B", "log E", "log alpha", "log beta", "log gamma")
 DISTILLATION = ("log A'", "log B'/A'", "log alpha'", "log beta'", "log gamma'", "c0", "log kappa", "log f1", "log c1")
 
-# The published grids (arXiv 2502.08606v2, F.1 and F.2), with zero exponents, where the law is flat, moved to 0.1. The gate's
-# grid is ours: kappa and f1 replace c1, d1 and f1.
+# The published grids (arXiv 2502.08606v2, F.1 and F.2), with zero exponents, where the law is flat, moved to 0.1. The
+# gate's grid is ours: kappa and f1 replace c1, d1 and f1.
 _EXPONENTS = np.log([0.1, 0.5, 1.0])
 SUPERVISED_GRID: Mapping[str, np.ndarray] = {
     "log A": np.arange(0.0, 21.0, 5.0),
@@ -108,12 +108,13 @@ GAMMA_FREE = _supervised("E + (A/N^alpha + B/D^beta)^gamma (Busbridge et al.)", 
 def distillation_forms(law: Supervised, with_c1: bool) -> tuple[Form, ...]:
     """Distillation laws from the simplest to the fullest.
 
-    The simple ones take the shape of the student's own term from the supervised law: its exponents and B/A are held, so that
-    the term is proportional to L~_S - E, and only the teacher's part of the law is fitted.
+    The simple ones take the shape of the student's own term from the supervised law: its exponents and B/A are held,
+    so that the term is proportional to L~_S - E, and only the teacher's part of the law is fitted.
 
     Args:
       law: the frozen supervised law.
-      with_c1: whether teachers reach the break of the gate (L_T >= 1.2 L~_S); without it c1 and d1 cannot be told apart.
+      with_c1: whether teachers reach the break of the gate (L_T >= 1.2 L~_S); without it c1 and d1 cannot be told
+        apart.
     """
     exponential = {"log c1": math.inf}
     own_exponents = {"log alpha'": "alpha", "log beta'": "beta", "log gamma'": "gamma"}

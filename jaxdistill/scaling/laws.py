@@ -1,10 +1,11 @@
 """The laws: what loss a model of N parameters reaches after D tokens, alone or with a teacher.
 
 `Supervised` is Eq. 1 and `Distillation` is Eq. 8 of Busbridge et al., "Distillation Scaling Laws" (arXiv 2502.08606v2).
-N counts parameters without the token embedding, D counts tokens, every loss is a cross-entropy on data in nats per token.
+N counts parameters without the token embedding, D counts tokens, every loss is a cross-entropy on data in nats per
+token.
 
-The functions take numbers, NumPy arrays or JAX arrays, and broadcast. They compute in float64 with NumPy unless an input
-is a JAX array, so a law gives the same digits in a notebook whether or not JAX was told to use 64 bits.
+The functions take numbers, NumPy arrays or JAX arrays, and broadcast. They compute in float64 with NumPy unless an
+input is a JAX array, so a law gives the same digits in a notebook whether or not JAX was told to use 64 bits.
 """
 
 import dataclasses
@@ -21,8 +22,8 @@ import numpy as np
 class Supervised:
     """L(N, D) = E + (A / N^alpha + B / D^beta)^gamma, with the irreducible loss E.
 
-    gamma = 1 is the law of Hoffmann et al. (2022); beta = 1 with E = 0 is that of Kaplan et al. (2020). Fields are floats, or
-    arrays of one shape where many laws are evaluated at once (bootstrap resamples).
+    gamma = 1 is the law of Hoffmann et al. (2022); beta = 1 with E = 0 is that of Kaplan et al. (2020). Fields are floats,
+    or arrays of one shape where many laws are evaluated at once (bootstrap resamples).
     """
 
     A: Any
@@ -74,9 +75,9 @@ BUSBRIDGE_DISTILLATION_PRINTED = Distillation.published(
 BUSBRIDGE_DISTILLATION_CALIBRATED = dataclasses.replace(BUSBRIDGE_DISTILLATION_PRINTED, B=2.4181e6)
 """The printed law with a hundred times its B, which is our estimate and no published number.
 
-With the printed B the data term is about 1/200 of the parameter term at 143M parameters and 2.9B tokens: the loss hardly
-depends on D_S and a student's IsoFLOP curve has no minimum, although the paper's figures show both. A factor of 100 brings
-back nearly every number that can be read off those figures. Use neither as truth: fit your own runs.
+With the printed B the data term is about 1/200 of the parameter term at 143M parameters and 2.9B tokens: the loss
+hardly depends on D_S and a student's IsoFLOP curve has no minimum, although the paper's figures show both. A factor of
+100 brings back nearly every number that can be read off those figures. Use neither as truth: fit your own runs.
 """
 
 HOFFMANN = Supervised(A=406.4, B=410.7, E=1.69, alpha=0.34, beta=0.28)
@@ -92,7 +93,7 @@ def supervised(params: Supervised, N: Any, D: Any) -> Any:
 
 
 def log_supervised(params: Supervised, N: Any, D: Any) -> Any:
-    """log of `supervised`, from logarithms alone: the form to fit, since no start of an optimiser overflows it (Eq. 45)."""
+    """log of `supervised`, from logarithms alone: the form to fit, since no start overflows it (Eq. 45)."""
     xp = _numpy_or_jax(params, N, D)
     return xp.logaddexp(xp.log(params.E), _log_power_law(xp, params, N, D))
 

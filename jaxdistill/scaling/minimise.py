@@ -1,13 +1,14 @@
 """Many small robust regressions at once: a damped Newton method in JAX float64, vmapped over starts and resamples.
 
-A law has at most nine parameters, so its exact Hessian is cheap, and Newton's method ends where quasi-Newton methods with
-default tolerances stop early: that failure gave Hoffmann et al. (2022) their third estimate (Besiroglu et al. 2024).
+A law has at most nine parameters, so its exact Hessian is cheap, and Newton's method ends where quasi-Newton methods
+with default tolerances stop early: that failure gave Hoffmann et al. (2022) their third estimate (Besiroglu et al.
+2024).
 """
 
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,11 +25,10 @@ TOLERANCE = 1e-9  # in squared deltas, see `objective`: far below what moves a d
 
 
 class Minima(NamedTuple):
-    """One row a problem: parameters [K, P], objective [K], and its Hessian there [K, P, P]."""
+    """One row a problem: where it ended, and the objective there."""
 
     theta_KP: np.ndarray
     value_K: np.ndarray
-    hessian_KPP: np.ndarray
 
 
 class _State(NamedTuple):
@@ -48,14 +48,15 @@ def float64_on_cpu() -> Iterator[None]:
         yield
 
 
-def objective(law: Law, theta_P: Array, data: Mapping[str, Array], weight_R: Array, delta: Array) -> Array:
+def objective(law: Law, theta_P: Any, data: Mapping[str, Any], weight_R: Any, delta: Any) -> Any:
     """sum_r weight_r * huber_1((log L^_r - log L_r) / delta): the published sum of Huber_delta, divided by delta^2.
 
-    The minimiser is the same. But the sum itself is about 1e-4, below the absolute tolerances that optimisers take for zero;
-    divided by delta^2 it counts squared standard deviations, one a run, and a stopping rule means something.
+    The minimiser is the same. But the sum itself is about 1e-4, below the absolute tolerances that optimisers take for
+    zero; divided by delta^2 it counts squared standard deviations, one a run, and a stopping rule means something.
     """
-    z_R = jnp.abs(law(theta_P, data) - data["log_loss"]) / delta
-    return jnp.sum(weight_R * jnp.where(z_R <= 1, 0.5 * z_R**2, z_R - 0.5))
+    z_R = abs(law(theta_P, data) - data["log_loss"]) / delta
+    xp = np if isinstance(z_R, np.ndarray) else jnp
+    return xp.sum(weight_R * xp.where(z_R <= 1, 0.5 * z_R**2, z_R - 0.5), axis=-1)
 
 
 def minimise(law: Law, data: Mapping[str, np.ndarray], delta: float, free_P, theta_KP, weight_KR) -> Minima:
@@ -69,32 +70,26 @@ def minimise(law: Law, data: Mapping[str, np.ndarray], delta: float, free_P, the
       theta_KP: starts.
       weight_KR: weight of each run in each problem: ones for a plain fit, counts for a bootstrap resample.
 
-    A delta far below the residuals makes the loss a sum of absolute values, whose curvature tells Newton's method nothing
-    from afar; it is reached in steps of ten from 1e-2, each stage starting where the one before ended.
+    A delta far below the residuals makes the loss a sum of absolute values, whose curvature tells Newton's method
+    nothing from afar; it is reached in steps of ten from 1e-2, each stage starting where the one before ended.
     """
     with float64_on_cpu():
-        data = {name: jnp.asarray(column) for name, column in data.items()}
-        chunks, problems = [], len(theta_KP)
-        for theta_KP, weight_KR in zip(_chunks(theta_KP), _chunks(weight_KR), strict=True):  # noqa: B020
-            for stage in (*(0.1**power for power in (2, 3, 4) if 0.1**power > 3 * delta), delta):
-                minima = _minimise_chunk(
-                    law, jnp.asarray(theta_KP), jnp.asarray(weight_KR), data, stage, jnp.asarray(free_P)
-                )
-                theta_KP = minima[0]
-            chunks.append(minima)
-        return Minima(*(np.concatenate(column)[:problems] for column in zip(*chunks, strict=True)))
+        columns = {name: jnp.asarray(column) for name, column in data.items()}
+        free_P = jnp.asarray(free_P)
+        ends = []
+        for start_KP, counts_KR in zip(_chunks(theta_KP), _chunks(weight_KR), strict=True):
+            end_KP = jnp.asarray(start_KP)
+            for stage in (*(wider for wider in (1e-2, 1e-3, 1e-4) if wider > 3 * delta), delta):
+                end_KP, value_K = _minimise_chunk(law, end_KP, jnp.asarray(counts_KR), columns, stage, free_P)
+            ends.append((end_KP, value_K))
+        return Minima(*(np.concatenate(pieces)[: len(theta_KP)] for pieces in zip(*ends, strict=True)))
 
 
 def values(law: Law, data: Mapping[str, np.ndarray], delta: float, theta_KP: np.ndarray) -> np.ndarray:
-    """The objective [K] at each row of parameters, each run weighing one."""
-    with float64_on_cpu():
-        data = {name: jnp.asarray(column) for name, column in data.items()}
-        return np.asarray(_values(law, jnp.asarray(theta_KP), data, delta))
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _values(law, theta_KP, data, delta):
-    return jax.lax.map(lambda theta_P: objective(law, theta_P, data, 1.0, delta), theta_KP, batch_size=1024)
+    """The objective [K] at each row of parameters, each run weighing one; in NumPy, as a grid needs no derivatives."""
+    pieces = np.array_split(theta_KP, 1 + len(theta_KP) * len(data["log_loss"]) // 1_000_000)
+    with np.errstate(over="ignore", under="ignore"):
+        return np.concatenate([objective(law, piece[:, None, :], data, 1.0, delta) for piece in pieces])
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -106,8 +101,8 @@ def _minimise_chunk(law, theta_KP, weight_KR, data, delta, free_P):
 def _newton(law, theta_P, weight_R, *, data, delta, free_P):
     """A trust-region Newton method in the eigenbasis of the Hessian, with every curvature taken positive.
 
-    The step is damped just enough to stay within the radius, which grows while the quadratic model foretells the decrease
-    and shrinks when it does not; the last steps are Newton's own.
+    The step is damped just enough to stay within the radius, which grows while the quadratic model foretells the
+    decrease and shrinks when it does not; the last steps are Newton's own.
     """
 
     def evaluate(theta_P):
@@ -135,11 +130,12 @@ def _newton(law, theta_P, weight_R, *, data, delta, free_P):
     def unfinished(state):
         return (state.iteration < 2) | (state.iteration < ITERATIONS) & (state.decrease > TOLERANCE)
 
-    # An infinite objective without a slope: the first step stays where it is and evaluates it, or rejects an unsound start.
+    # An infinite objective without a slope: the first step stays where it is and evaluates it, or rejects an unsound
+    # start.
     infinity, one, count = jnp.full((), jnp.inf), jnp.ones(()), jnp.zeros((), jnp.int32)
     start = _State(theta_P, infinity, jnp.zeros_like(theta_P), jnp.eye(len(theta_P)), one, infinity, count)
     end = jax.lax.while_loop(unfinished, step, start)
-    return end.theta_P, end.value, end.hessian_PP
+    return end.theta_P, end.value
 
 
 def _chunks(rows_K: np.ndarray) -> Iterator[np.ndarray]:

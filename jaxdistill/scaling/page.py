@@ -6,37 +6,53 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from jaxdistill.scaling import figures
+from jaxdistill.scaling import style
 from jaxdistill.scaling.fit import Fit, NotIdentified
 from jaxdistill.scaling.identify import Parameter
 from jaxdistill.scaling.table import Table
 
 CAPTIONS: Mapping[str, str] = {
-    "isoflop": "Loss against model size, one curve for each training budget. Points are runs, lines the law, rings its minima: "
-    "left of a ring the model is too small for the budget, right of it it sees too few tokens. Look for points on their line.",
+    "isoflop": "Loss against model size, one curve for each training budget. Points are runs, lines the law, rings its "
+    "minima: left of a ring the model is too small for the budget, right of it it sees too few tokens. Look for points on "
+    "their line.",
     "teachers": "Loss of each student against that of its teacher. Below the dashed line the teacher helped. On the dotted "
     "diagonal the student equals its teacher; a flat or rising left end is the capacity gap.",
     "supervised-agreement": "What the supervised law says against what was measured. Points near the diagonal, and errors "
-    "without a trend, mean that the law has the right shape; rings are runs of lowest loss, predicted from the others alone.",
+    "without a trend, mean that the law has the right shape. Rings are the runs of lowest loss, predicted from the others "
+    "alone.",
     "distilled-agreement": "The same for the distillation law, whose students' own losses come from the supervised law.",
-    "supervised-intervals": "How far each parameter of the supervised law moves when the runs are drawn again. Bars hold 90 % of "
-    "the draws. Grey parameters are not identified.",
+    "supervised-intervals": "How far each parameter of the supervised law moves when the runs are drawn again. Bars hold "
+    "90 % of the draws. Grey parameters are not identified.",
     "distilled-intervals": "The same for the distillation law.",
 }
 COLUMNS = ("run", "kind", "protocol", "N", "D", "loss", "predicted", "teacher", "L_T", "flops", "status")
 STYLE = """
-:root{--page:#fff;--ink:#333;--faint:#8a8a8a;--rule:#e3e3e3;--card:#f6f7f8;--link:#0062a3}
-@media(prefers-color-scheme:dark){:root{--page:#16181b;--ink:#dcdfe3;--faint:#8b9097;--rule:#33373c;--card:#1f2226;--link:#6cb8ef}}
-*{box-sizing:border-box}body{margin:0 auto;padding:1.5rem 1rem 4rem;max-width:60rem;background:var(--page);color:var(--ink);
-font:16px/1.55 system-ui,sans-serif}h1{font-size:1.7rem;margin:.2em 0}h2{font-size:1.2rem;margin:2.2em 0 .5em}a{color:var(--link)}
-.lead{color:var(--faint);margin-top:0}.law{font-size:1.1rem;font-family:ui-monospace,monospace;background:var(--card);
-padding:.6em .8em;border-radius:6px;overflow-x:auto}.doubt{border-left:3px solid #d55e00;padding:.1em .9em;background:var(--card)}
-.scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums;width:100%}
-th,td{padding:.3em .7em;border-bottom:1px solid var(--rule);text-align:right;white-space:nowrap}th{font-weight:600}
-td.word,th.word{text-align:left}td.why{text-align:left;white-space:normal;color:var(--faint);min-width:16rem}
-#runs th{cursor:pointer}#runs th[data-order]::after{content:" ▾"}#runs th[data-order="-1"]::after{content:" ▴"}
-figure{margin:1.5rem 0}figure svg{width:100%;height:auto;max-height:34rem;color:var(--ink)}
-figcaption{font-size:.9rem;color:var(--faint);max-width:44rem}details{margin:1em 0}pre{overflow-x:auto;font-size:.8rem}
+:root { --page: #fff; --ink: #333; --faint: #767676; --rule: #e3e3e3; --card: #f6f7f8; --link: #0062a3 }
+@media (prefers-color-scheme: dark) {
+  :root { --page: #16181b; --ink: #dcdfe3; --faint: #9299a1; --rule: #33373c; --card: #1f2226; --link: #6cb8ef }
+}
+* { box-sizing: border-box }
+body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 60rem; background: var(--page); color: var(--ink);
+  font: 16px/1.55 system-ui, sans-serif }
+h1 { font-size: 1.7rem; margin: .2em 0 }
+h2 { font-size: 1.2rem; margin: 2.2em 0 .5em }
+a { color: var(--link) }
+.lead { color: var(--faint); margin-top: 0 }
+.law { font: 1.05rem ui-monospace, monospace; background: var(--card); padding: .6em .8em; border-radius: 6px;
+  overflow-x: auto }
+.doubt { border-left: 3px solid #d55e00; padding: .3em .9em; background: var(--card) }
+.scroll { overflow-x: auto }
+table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums }
+th, td { padding: .3em .7em; border-bottom: 1px solid var(--rule); text-align: right; white-space: nowrap }
+th.word, td.word, td.why { text-align: left }
+td.why { white-space: normal; color: var(--faint); min-width: 16rem }
+#runs th { cursor: pointer }
+#runs th[data-order="1"]::after { content: " \\2191" }
+#runs th[data-order="-1"]::after { content: " \\2193" }
+figure { margin: 1.8rem 0 }
+figure svg { display: block; width: 100%; height: auto; max-height: 32rem }
+figcaption { font-size: .9rem; color: var(--faint); max-width: 44rem; margin-top: .5rem }
+pre { overflow-x: auto; font-size: .8rem }
 """
 SCRIPT = """
 for (const head of document.querySelectorAll("#runs th")) head.onclick = () => {
@@ -62,7 +78,7 @@ def html(
       table: every run, finished or not.
       fits: the supervised fit, and what became of the distillation fit.
       summaries: the terminal's words for each fit.
-      drawings: SVG documents by name, drawn in the colours of `figures`.
+      drawings: SVG documents by name, drawn in the colours of `style`.
       doubts: sentences a reader should see before any number.
     """
     shown = [
@@ -85,10 +101,10 @@ def html(
 
 
 def inline(name: str, svg: str) -> str:
-    """An SVG document as an element of a page: its ids made unique by `name`, its greys following the page's colours."""
+    """An SVG document as an element of a page: ids made unique by `name`, greys following the page's colours."""
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
-    for grey, colour in ((figures.INK, "currentColor"), (figures.FAINT, "var(--faint)"), (figures.RULE, "var(--rule)")):
+    for grey, colour in ((style.INK, "currentColor"), (style.FAINT, "var(--faint)"), (style.RULE, "var(--rule)")):
         svg = svg.replace(grey, colour)
     return svg.replace("#ffffff", "var(--page)").replace("<svg ", "<svg role='img' ", 1)
 
@@ -121,13 +137,13 @@ def _section(fit: Fit | NotIdentified) -> str:
     )
     how = f"{100 * fit.converged:.0f} % of the starts ended at this minimum. Choice of the law: {fit.why}."
     return (
-        f"<h2>{title}</h2><p class='law'>{_text(fit.law)}</p><p>{_text(words)}</p>{_parameters(fit.parameters)}"
+        f"<h2>{title}</h2><p class='law'>{_greek(fit.law)}</p><p>{_greek(words)}</p>{_parameters(fit.parameters)}"
         f"<p class='lead'>{_text(how)}</p>"
     )
 
 
 def _parameters(parameters: Sequence[Parameter]) -> str:
-    rows = "".join(f"<tr><td class='word'>{_text(p.symbol)}</td>{_verdict(p)}</tr>" for p in parameters)
+    rows = "".join(f"<tr><td class='word'>{_greek(p.symbol)}</td>{_verdict(p)}</tr>" for p in parameters)
     head = "<tr><th class='word'>parameter</th><th>value</th><th>90 % interval</th><th class='word'></th></tr>"
     return f"<div class='scroll'><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>"
 
@@ -177,8 +193,13 @@ def _class(name: str) -> str:
 
 
 def _range(runs: Table, name: str) -> str:
-    return f"{figures.count(runs[name].min())} to {figures.count(runs[name].max())}"
+    return f"{style.count(runs[name].min())} to {style.count(runs[name].max())}"
 
 
 def _text(words: str) -> str:
     return escape_html.escape(words, quote=True)
+
+
+def _greek(words: str) -> str:
+    """Escaped text in which alpha and its like are letters."""
+    return re.sub(r"\b(alpha|beta|gamma|kappa)\b", r"&\1;", _text(words))

@@ -13,15 +13,17 @@ from typing import Any
 import numpy as np
 
 from jaxdistill.errors import InputError
-from jaxdistill.scaling import figures, page
-from jaxdistill.scaling.fit import Fit, NotIdentified, Settings, fit_distillation, fit_supervised
+from jaxdistill.scaling import figures, page, style
+from jaxdistill.scaling.fit import Fit, NotIdentified, fit_distillation, fit_supervised
+from jaxdistill.scaling.regression import DEFAULT, Settings
 from jaxdistill.scaling.table import read
 
 
-def write(directory: str | pathlib.Path, settings: Settings = Settings()) -> list[pathlib.Path]:
-    """Fit the laws to `directory/runs.csv` and write `fit.json`, `figures/*.svg`, `figures/*.png` and `report.html` there.
+def write(directory: str | pathlib.Path, settings: Settings = DEFAULT) -> list[pathlib.Path]:
+    """Fit the laws to `directory/runs.csv`; write `fit.json`, `figures/*.svg`, `figures/*.png`, `report.html` there.
 
-    Each file appears whole or not at all, the page last. Tables without distilled runs give a report of the supervised law.
+    Each file appears whole or not at all, the page last. Tables without distilled runs give a report of the supervised
+    law.
 
     Returns:
       The paths written.
@@ -40,7 +42,7 @@ def write(directory: str | pathlib.Path, settings: Settings = Settings()) -> lis
     for name, figure in drawings.items():
         files[f"figures/{name}.svg"] = _render(figure, "svg")
         files[f"figures/{name}.png"] = _render(figure, "png")
-    inline = {name: _render(figure, "svg", transparent=True).decode() for name, figure in drawings.items()}
+    inline = {name: files[f"figures/{name}.svg"].decode() for name in drawings}
     files["report.html"] = page.html(table, fits, [summary(one) for one in fits], inline, notes(fits)).encode()
     return [_put(directory / name, content) for name, content in files.items()]
 
@@ -108,8 +110,8 @@ def _distillation_notes(alone: Fit, fit: Fit) -> list[str]:
         outside_R |= (fit.runs[name] < alone.runs[name].min()) | (fit.runs[name] > alone.runs[name].max())
     if outside_R.any():
         said.append(
-            f"{outside_R.sum()} of {len(fit.runs)} students lie outside the sizes or tokens of the supervised runs, so what "
-            "they would reach without a teacher is extrapolated."
+            f"{outside_R.sum()} of {len(fit.runs)} students lie outside the sizes or tokens of the supervised runs, so "
+            "what they would reach without a teacher is extrapolated."
         )
     return said
 
@@ -153,7 +155,7 @@ def _render(figure: Any, form: str, **options: Any) -> bytes:
     import matplotlib
 
     buffer = io.BytesIO()
-    with matplotlib.rc_context({**figures.STYLE, "svg.hashsalt": "jaxdistill"}):
+    with matplotlib.rc_context({**style.STYLE, "svg.hashsalt": "jaxdistill"}):
         figure.savefig(buffer, format=form, metadata={"Date": None} if form == "svg" else None, **options)
     return buffer.getvalue()
 

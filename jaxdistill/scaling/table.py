@@ -68,8 +68,8 @@ class Table:
 def read(path: str | pathlib.Path) -> Table:
     """Read a table of runs.
 
-    Only `N`, `D` and `loss` must be there. `kind` is supervised and `status` finished unless the table says otherwise; a run
-    that is not finished needs no loss.
+    Only `N`, `D` and `loss` must be there. `kind` is supervised and `status` finished unless the table says otherwise;
+    a run that is not finished needs no loss.
 
     Raises:
       InputError: the file is missing or empty, lacks a column, or a row holds something that cannot be a run.

@@ -4,13 +4,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
+from jaxdistill import dims
 from jaxdistill.errors import InputError
 from jaxdistill.head import Head
 from jaxdistill.losses.linear_heads import chunked, reference
 from jaxdistill.losses.objective import Objective
-from jaxdistill.losses.targets import Target
+from jaxdistill.losses.targets import Dense, Target
 
 CHUNK_ELEMENTS = {"cpu": 2**19, "gpu": 2**29, "tpu": 2**27}
 """fp32 logits held at a time, by platform: on a CPU they should stay in the cache, on a GPU large matmuls pay."""
@@ -48,12 +50,32 @@ def weighted_sum(
       values: {term: fp32 [B, L]}, zero where the weight is, without gradient.
 
     Raises:
-      InputError: an implementation that does not exist.
+      InputError: an implementation that does not exist, or a teacher of another vocabulary.
     """
-    if implementation == "reference":
-        return reference.weighted_sum(objective, head, target, weight_BL, coef)
-    if implementation not in (None, "chunked"):
+    if implementation not in (None, "chunked", "reference"):
         raise InputError(f"linear_heads has no implementation {implementation!r}; there are 'chunked' and 'reference'")
-    batch, length = weight_BL.shape
-    positions = positions or default_positions(batch, length, head.w_VD.shape[0])
-    return chunked.weighted_sum(objective, head, target, weight_BL, coef, positions=positions)
+    if isinstance(target, Dense) and target.head.vocab_size != head.vocab_size:
+        raise InputError(
+            f"the teacher has a vocabulary of {target.head.vocab_size} and the student of {head.vocab_size}: "
+            "their distributions can only be compared under one tokenizer"
+        )
+    head, target = _blank((head, target), weight_BL)
+    if implementation == "reference":
+        total, values = reference.weighted_sum(objective, head, target, weight_BL, coef)
+    else:
+        batch, length = weight_BL.shape
+        positions = positions or default_positions(batch, length, head.w_VD.shape[0])
+        total, values = chunked.weighted_sum(objective, head, target, weight_BL, coef, positions=positions)
+    return total, {name: jnp.where(weight_BL != 0, jax.lax.stop_gradient(v), 0) for name, v in values.items()}
+
+
+def _blank(tree: Any, weight_BL: Array) -> Any:
+    """Zeros in place of what the tokens of weight zero hold: a NaN times zero would still be NaN, here and in dW."""
+
+    def blank(path, x):
+        if not dims.per_token(path):
+            return x
+        counts = (weight_BL != 0).reshape(weight_BL.shape + (1,) * (x.ndim - 2))
+        return jnp.where(counts, x, 0)
+
+    return jax.tree_util.tree_map_with_path(blank, tree)

@@ -32,38 +32,30 @@ def weighted_sum(
 ) -> tuple[Array, dict[str, Array]]:
     """As `reference.weighted_sum`, with fp32 logits for `positions` positions of every sequence at a time.
 
-    Differentiable in the total with respect to `head`; the terms per token carry no gradient.
+    Differentiable in the total with respect to `head`. Tokens of weight zero must hold finite numbers (`api` sees to it).
     """
     length = weight_BL.shape[1]
     num_chunks = -(-length // positions)
     size = -(-length // num_chunks)
-    (head, target), weight_BL = _pad((head, target), weight_BL, num_chunks * size)
-    total, values = _streamed(objective, num_chunks, head, target, weight_BL, dict(coef))
-    return total, {name: jax.lax.stop_gradient(value_BL[:, :length]) for name, value_BL in values.items()}
+    padded = _pad({"head": head, "target": target, "weight_BL": weight_BL}, num_chunks * size - length)
+    total, values = _streamed(objective, num_chunks, *padded.values(), dict(coef))
+    return total, {name: value_BL[:, :length] for name, value_BL in values.items()}
 
 
-def _per_token(path) -> bool:
-    return dims.letters(dims.key_name(path[-1])).startswith("BL")
+def _pad(tree: Any, extra: int) -> Any:
+    """Every per-token array with `extra` more positions of zeros; their weights are then zero too."""
 
+    def pad(path, x):
+        return jnp.pad(x, ((0, 0), (0, extra)) + ((0, 0),) * (x.ndim - 2)) if dims.per_token(path) else x
 
-def _pad(tree: Any, weight_BL: Array, length: int) -> tuple[Any, Array]:
-    """Lengthen every per-token array, and blank the tokens of weight zero: not even a NaN they hold may count."""
-    extra = length - weight_BL.shape[1]
-
-    def lengthen(path, x):
-        if not _per_token(path):
-            return x
-        counts = (weight_BL != 0).reshape(weight_BL.shape + (1,) * (x.ndim - 2))
-        return jnp.pad(jnp.where(counts, x, 0), ((0, 0), (0, extra)) + ((0, 0),) * (x.ndim - 2))
-
-    return jax.tree_util.tree_map_with_path(lengthen, tree), jnp.pad(weight_BL, ((0, 0), (0, extra)))
+    return jax.tree_util.tree_map_with_path(pad, tree)
 
 
 def _take(tree: Any, chunk: Array, size: int) -> Any:
     """The positions of one chunk from every per-token array; arrays that all tokens share stay whole."""
 
     def take(path, x):
-        return jax.lax.dynamic_slice_in_dim(x, chunk * size, size, 1) if _per_token(path) else x
+        return jax.lax.dynamic_slice_in_dim(x, chunk * size, size, 1) if dims.per_token(path) else x
 
     return jax.tree_util.tree_map_with_path(take, tree)
 

@@ -14,8 +14,6 @@ from jaxdistill.losses.targets import Target
 def weighted_sum(
     objective: Objective, head: Head, target: Target, weight_BL: Array, coef: Mapping[str, Any]
 ) -> tuple[Array, dict[str, Array]]:
-    """sum_t weight_t loss_t and the terms per token; tokens of weight zero count nowhere, whatever they hold."""
+    """sum_t weight_t loss_t and the terms per token."""
     loss_BL, values = objective(head.logits(), target, coef)
-    counts_BL = weight_BL != 0
-    total = jnp.sum(jnp.where(counts_BL, weight_BL * loss_BL, 0))
-    return total, {name: jnp.where(counts_BL, value, 0) for name, value in values.items()}
+    return jnp.sum(weight_BL * loss_BL), values

@@ -1,0 +1,34 @@
+"""Whether a set of runs can be fitted at all: enough of them, and not all along one line. Answers are sentences."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxdistill.scaling.forms import Form
+from jaxdistill.scaling.table import Table
+
+
+def too_few(runs: Table, design: Sequence[str], law: Form) -> str:
+    """Why `law` cannot be fitted to so few distinct points of the `design` columns; empty if it can."""
+    needed = int(law.free_P.sum()) + 2
+    distinct = len(np.unique(np.stack([runs[name] for name in design]), axis=1).T) if len(runs) else 0
+    if distinct >= needed:
+        return ""
+    return (
+        f"the law {law.name} has {needed - 2} free parameters and needs {needed} finished runs that differ in "
+        f"{', '.join(design)}; the table has {distinct}"
+    )
+
+
+def one_line(runs: Table) -> str:
+    """Runs along one line in (log N, log D), such as equal tokens per parameter, hide one of the law's two terms: why, or empty."""
+    design_R2 = np.stack([np.log(runs["N"]), np.log(runs["D"])], axis=1)
+    spread = np.linalg.svd(design_R2 - design_R2.mean(axis=0), compute_uv=False) / np.sqrt(len(runs))
+    if spread[1] > 0.05:
+        return ""
+    ratio = runs["D"] / runs["N"]
+    what = f"the same D/N, about {np.median(ratio):.3g}" if np.std(np.log(ratio)) < 0.1 else "N and D on one line"
+    return (
+        f"all {len(runs)} runs have {what}, which cannot tell the parameter term from the data term; add an IsoFLOP "
+        "profile, or several token counts at one size"
+    )

@@ -1,0 +1,50 @@
+"""What all tests share: markers, a data cache of their own, and the smallest real experiments."""
+
+import pathlib
+
+import pytest
+
+from jaxdistill.experiment import Experiment, load_module
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="also run tests marked slow")
+    parser.addoption("--update-golden", action="store_true", help="rewrite the files in tests/golden")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--slow"):
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="takes long; run with --slow"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory, worker_id):
+    """A cache of prepared data and compiled programs, shared by the workers of one test session."""
+    root = tmp_path_factory.getbasetemp()
+    directory = (root if worker_id == "master" else root.parent) / "cache"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAXDISTILL_CACHE", str(directory))
+        yield directory
+
+
+TINY = pathlib.Path(__file__).parent / "tiny.py"
+
+
+@pytest.fixture(scope="session")
+def tiny() -> pathlib.Path:
+    """The experiment file itself."""
+    return TINY
+
+
+@pytest.fixture
+def supervised() -> Experiment:
+    """A model that trains in a second, on a synthetic source."""
+    return load_module(TINY).supervised()
+
+
+@pytest.fixture
+def distilled() -> Experiment:
+    """Its student."""
+    return load_module(TINY).config()

@@ -1,0 +1,128 @@
+"""The laws against the numbers of the papers, their limits, and a float64 evaluation written from the formulas."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdistill.scaling import laws
+from jaxdistill.scaling.laws import (
+    BUSBRIDGE_DISTILLATION_CALIBRATED,
+    BUSBRIDGE_DISTILLATION_PRINTED,
+    BUSBRIDGE_SUPERVISED,
+)
+
+LOSSES = [
+    (198e6, 3.96e9, 2.789353),
+    (546e6, 10.92e9, 2.514941),
+    (1e9, 20e9, 2.374692),
+    (1e9, 250e9, 2.190752),
+    (3e9, 1e12, 2.000810),
+    (10e9, 1e12, 1.881970),
+    (7.75e9, 512e9, 1.932888),
+]
+STUDENTS = [
+    (198e6, 3.96e9, 2.5, 2.668132, 2.714659),
+    (546e6, 10.92e9, 2.25, 2.423596, 2.458846),
+    (1e9, 20e9, 2.2, 2.316953, 2.336672),
+    (1e9, 250e9, 2.0, 2.171606, 2.177521),
+    (3e9, 1e12, 1.84, 1.991469, 1.994548),
+    (10e9, 1e12, 1.75, 1.864367, 1.867783),
+    (7.75e9, 512e9, 2.0, 2.009796, 2.010209),
+]
+
+
+@pytest.fixture
+def students():
+    """Random students and teachers over a far wider range than anyone trains."""
+    rng = np.random.default_rng(0)
+    N, D = 10 ** rng.uniform(4, 12, 300), 10 ** rng.uniform(5, 14, 300)
+    return N, D, rng.uniform(1.2, 6.0, 300), laws.supervised(BUSBRIDGE_SUPERVISED, N, D)
+
+
+@pytest.mark.parametrize("N, D, loss", LOSSES)
+def test_the_supervised_law_gives_the_known_losses(N, D, loss):
+    assert laws.supervised(BUSBRIDGE_SUPERVISED, N, D) == pytest.approx(loss, abs=1e-6)
+
+
+@pytest.mark.parametrize("N, D, L_T, printed, calibrated", STUDENTS)
+def test_the_distillation_law_gives_the_known_losses(N, D, L_T, printed, calibrated):
+    alone = laws.supervised(BUSBRIDGE_SUPERVISED, N, D)
+    assert laws.distillation(BUSBRIDGE_DISTILLATION_PRINTED, N, D, L_T, alone) == pytest.approx(printed, abs=1e-5)
+    assert laws.distillation(BUSBRIDGE_DISTILLATION_CALIBRATED, N, D, L_T, alone) == pytest.approx(calibrated, abs=1e-5)
+
+
+def test_the_gate_is_the_published_one_in_c1_d1_and_f1():
+    ratio, c1, d1, f1 = np.linspace(0.3, 2.0, 50), 522.6, 1.315, 0.09
+    published = (1 + (ratio / d1) ** (1 / f1)) ** (-c1 * f1)
+    np.testing.assert_allclose(np.exp(laws.log_gate(BUSBRIDGE_DISTILLATION_PRINTED, ratio)), published, rtol=1e-9)
+    assert BUSBRIDGE_DISTILLATION_PRINTED.d1 == pytest.approx(d1, rel=1e-12)
+    assert BUSBRIDGE_DISTILLATION_PRINTED.kappa == pytest.approx(2.244, abs=1e-3)
+
+
+def test_an_infinite_c1_is_the_limit_of_large_ones():
+    limit = dataclasses.replace(BUSBRIDGE_DISTILLATION_PRINTED, c1=np.inf)
+    ratio = np.linspace(0.3, 1.2, 50)
+    errors = []
+    for c1 in (1e4, 1e5, 1e6):
+        close = dataclasses.replace(limit, c1=c1)
+        errors.append(np.max(np.abs(laws.log_gate(close, ratio) - laws.log_gate(limit, ratio))))
+    np.testing.assert_allclose(np.diff(np.log10(errors)), -1, atol=0.02)
+    np.testing.assert_allclose(laws.log_gate(limit, ratio), -limit.kappa * ratio ** (1 / limit.f1), rtol=1e-13)
+
+
+def test_direct_and_logarithmic_forms_agree(students):
+    N, D, L_T, alone = students
+    direct = laws.distillation(BUSBRIDGE_DISTILLATION_PRINTED, N, D, L_T, alone)
+    logarithmic = laws.log_distillation(BUSBRIDGE_DISTILLATION_PRINTED, N, D, L_T, alone)
+    np.testing.assert_allclose(direct, np.exp(logarithmic), rtol=1e-12)
+    np.testing.assert_allclose(alone, np.exp(laws.log_supervised(BUSBRIDGE_SUPERVISED, N, D)), rtol=1e-12)
+
+
+def test_no_student_is_predicted_to_beat_its_teacher(students):
+    N, D, L_T, alone = students
+    loss = laws.distillation(BUSBRIDGE_DISTILLATION_CALIBRATED, N, D, L_T, alone)
+    assert (loss >= L_T).all() and (loss[alone > L_T] > L_T[alone > L_T]).all()
+
+
+@pytest.mark.parametrize("N, D, L_T", [(1e30, 1e30, 2.0), (1e9, 2e10, 10.0)])
+def test_an_infinite_student_and_a_hopeless_teacher_give_the_teachers_loss(N, D, L_T):
+    alone = laws.supervised(BUSBRIDGE_SUPERVISED, N, D)
+    assert laws.distillation(BUSBRIDGE_DISTILLATION_CALIBRATED, N, D, L_T, alone) == pytest.approx(L_T, abs=1e-9)
+
+
+def test_infinite_data_makes_the_best_student_as_good_as_a_supervised_model():
+    """Appendix E.6: min over teachers of L_S(N, inf, L_T) = L(N, inf), to 0.8 % with the printed digits."""
+    L_T = np.linspace(1.25, 3.0, 20001)
+    for N in np.geomspace(1e8, 1e11, 7):
+        alone = laws.supervised(BUSBRIDGE_SUPERVISED, N, 1e60)
+        best = laws.distillation(BUSBRIDGE_DISTILLATION_PRINTED, N, 1e60, L_T, alone).min()
+        assert best == pytest.approx(alone, rel=0.008)
+
+
+def test_a_stronger_teacher_can_make_a_worse_student():
+    """The capacity gap: a 198M student at 20 tokens a parameter has its best teacher at a loss of 2.12."""
+    L_T = np.linspace(1.7, 2.7, 2001)
+    alone = laws.supervised(BUSBRIDGE_SUPERVISED, 198e6, 3.96e9)
+    loss = laws.distillation(BUSBRIDGE_DISTILLATION_CALIBRATED, 198e6, 3.96e9, L_T, alone)
+    assert L_T[np.argmin(loss)] == pytest.approx(2.120, abs=1e-3)
+    assert loss[0] > loss.min() + 0.01
+
+
+def test_a_law_is_a_pytree_that_jax_differentiates_to_the_closed_form():
+    N, D = 1e9, 2e10
+    with jax.enable_x64(True):
+        gradient = jax.grad(lambda law: laws.supervised(law, jnp.asarray(N), D))(laws.HOFFMANN)
+    assert pytest.approx(1.0, rel=1e-12) == gradient.E
+    assert pytest.approx(N**-laws.HOFFMANN.alpha, rel=1e-12) == gradient.A
+    assert gradient.beta == pytest.approx(-laws.HOFFMANN.B * D**-laws.HOFFMANN.beta * np.log(D), rel=1e-12)
+
+
+def test_the_limit_c1_infinite_has_finite_gradients():
+    law = dataclasses.replace(BUSBRIDGE_DISTILLATION_PRINTED, c1=np.inf)
+    with jax.enable_x64(True):
+        gradient = jax.grad(lambda law: laws.log_gate(law, jnp.asarray(0.9)))(law)
+    assert gradient.kappa == pytest.approx(-(0.9 ** (1 / law.f1)), rel=1e-12)
+    assert gradient.f1 == pytest.approx(law.kappa * 0.9 ** (1 / law.f1) * np.log(0.9) / law.f1**2, rel=1e-12)
