@@ -29,7 +29,7 @@ def teacher() -> Experiment:
         objective={"ce": Term(CrossEntropy()), "z": Term(ZLoss(), 1e-4)},
         steps=1000,
         batch=8,
-        optim=AdamW(peak=1e-2, warmup=100),
+        optim=AdamW(peak=4e-2, warmup=100),
         checkpoint_every=500,
     )
 

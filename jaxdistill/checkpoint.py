@@ -17,7 +17,7 @@ from orbax.checkpoint import v1 as ocp
 from jaxdistill.errors import InputError
 from jaxdistill.step import State
 
-logging.set_verbosity(logging.ERROR)  # Orbax tells every save at INFO and WARNING
+logging.set_verbosity(logging.FATAL)  # what Orbax logs as an error it also raises, and here it becomes a sentence
 
 CHUNK_BYTES = 4 * 2**20
 """Arrays are stored in pieces of this size, so that one layer can be read without decompressing all of them."""
@@ -109,9 +109,7 @@ def _reading(where: Path):
 
 
 def _writing(where: Path):
-    return _answering(
-        f"{where} cannot be written", "make room or change its permissions and run the same command again"
-    )
+    return _answering(f"{where} cannot be written", "make room or permit it, and run the same command again")
 
 
 def read_metadata(where: Path) -> dict[str, Any]:

@@ -108,15 +108,22 @@ def sweep(options: argparse.Namespace) -> None:
 
 def fit(options: argparse.Namespace) -> None:
     """Fit scaling laws to a sweep and write the report."""
+    from rich.console import Console
+
     from jaxdistill import analysis
-    from jaxdistill.scaling import report
+    from jaxdistill.scaling import Settings, report
 
     target = Path(options.target)
     if not target.exists():
         raise InputError(f"there is no sweep directory or table {target}")
-    if target.is_dir() and not (target / "runs.csv").is_file():
-        analysis.write_table(target)
-    report.main(target, options)
+    table = analysis.write_table(target) if target.is_dir() else target
+    out = Path(options.out) if options.out else target if target.is_dir() else target.with_suffix("")
+    settings = Settings(delta=options.delta, resamples=options.resamples, seed=options.seed)
+    with Console(stderr=True, quiet=options.quiet).status("fitting and drawing"):
+        written = report.write(table, out, settings)
+    for found in written.fits:
+        print(report.summary(found), end="\n\n")
+    print(f"open {written.paths[-1]}")
 
 
 def diff(options: argparse.Namespace) -> None:
@@ -171,6 +178,11 @@ def parser() -> argparse.ArgumentParser:
 
     added = verb(fit, "jaxdistill fit runs/scaling_law")
     added.add_argument("target", help="a sweep directory, or a CSV table with the columns N, D and loss")
+    added.add_argument("--out", help="where to write (default: the sweep directory, or beside the table)")
+    added.add_argument("--delta", type=float, default=5e-3, help="Huber threshold in log loss; the paper has 1e-4")
+    added.add_argument("--resamples", type=int, default=1000, help="bootstrap resamples (default: 1000)")
+    added.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    added.add_argument("--quiet", action="store_true", help="no progress view")
 
     added = verb(diff, "jaxdistill diff experiments/distill.py experiments/mine.py")
     added.add_argument("a", help="an experiment file or run directory")

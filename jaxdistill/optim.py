@@ -50,9 +50,15 @@ class AdamW:
     eps: float = 1e-8
 
     def __post_init__(self):
-        for name in ("peak", "clip"):
-            if getattr(self, name) <= 0:
+        for name in ("peak", "clip", "eps"):
+            if not getattr(self, name) > 0:
                 raise InputError(f"optim.{name} is {getattr(self, name)}; it must be above 0")
+        for name in ("warmup", "final", "weight_decay"):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"optim.{name} is {getattr(self, name)}; it must not be negative")
+        for name in ("b1", "b2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"optim.{name} is {getattr(self, name)}; it must be at least 0 and below 1")
 
     def fraction(self, step: int, steps: int) -> float:
         """The rate at `step` of `steps` as a fraction of the peak; the first step is already above zero."""

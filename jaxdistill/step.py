@@ -79,11 +79,11 @@ def make_step(
         zero = (jax.tree.map(jnp.zeros_like, state.params), zero_totals)
         (grads, totals), _ = jax.lax.scan(add, zero, micro_batches(batch, accumulate))
         metrics = reduce.means(totals)
-        grads = jax.tree.map(lambda g: g / jnp.maximum(metrics["tokens"], 1), grads)
+        grads = jax.tree.map(lambda g: g / reduce.divisor(metrics["tokens"]), grads)
         direction, opt = transform.update(grads, state.opt, state.params)
         multipliers = jax.tree.map(model.config.lr_multiplier, dims.tree_letters(state.params))
         params = optimizer.apply(state.params, direction, rates, multipliers)
-        return State(state.step + 1, params, opt), metrics | {"grad_norm": optax.global_norm(grads)}
+        return State(state.step + 1, params, opt), metrics | {"grad_norm": optax.tree.norm(grads)}
 
     return step
 

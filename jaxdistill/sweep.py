@@ -19,7 +19,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from jaxdistill import analysis, metrics, rundir
+from jaxdistill import analysis, data, metrics, rundir
 from jaxdistill import config as configs
 from jaxdistill.errors import InputError
 from jaxdistill.experiment import Experiment
@@ -194,6 +194,7 @@ def sweep(
             rundir.prepare(point.directory, point.experiment, experiment_file)
             if rundir.is_finished(point.directory):
                 point.state = "finished"
+        _prepare_data(planned, quiet)
         _run_all(planned, Local(processes), quiet)
         table = analysis.write_table(directory)
     if failed := [point for point in planned if point.state != "finished"]:
@@ -202,6 +203,13 @@ def sweep(
             f"{len(failed)} of {len(planned)} runs did not finish; the first is {first.directory}: {first.complaint()}"
         )
     return table
+
+
+def _prepare_data(planned: list[Point], quiet: bool) -> None:
+    """Tokenize once what the runs share, before they start together and each do it for themselves."""
+    unfinished = [point.experiment.data for point in planned if point.state != "finished"]
+    for tokens in {configs.text(tokens): tokens for tokens in unfinished}.values():
+        data.prepare(tokens, quiet=quiet)
 
 
 def _run_all(planned: list[Point], launcher: Local, quiet: bool) -> None:

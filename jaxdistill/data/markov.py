@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import math
 import string
 from collections.abc import Iterator
 from typing import Any
@@ -47,8 +48,8 @@ class Markov:
             raise InputError(f"alphabet={self.alphabet} must be a number of letters from 2 to {len(LETTERS)}")
         if self.order < 0 or self.alphabet**self.order > MAX_CONTEXTS:
             raise InputError(f"order={self.order} must be at least 0 and give at most {MAX_CONTEXTS} contexts")
-        if not self.concentration > 0:
-            raise InputError(f"concentration={self.concentration} must be above 0")
+        if not 0 < self.concentration < math.inf:
+            raise InputError(f"concentration={self.concentration} must be above 0 and finite")
         if self.seed < 0 or self.num_documents < 1 or self.length < max(self.order, 1):
             raise InputError("seed must not be negative, num_documents at least 1, and length at least order and 1")
 

@@ -14,11 +14,15 @@ def sums(values: dict[str, Array], weight_BL: Array) -> dict[str, Array]:
     return {name: jnp.sum(weight_BL * value_BL) for name, value_BL in values.items()} | {"tokens": jnp.sum(weight_BL)}
 
 
+def divisor(count: Array) -> Array:
+    """The count, or where nothing counts the least positive number: every sum is zero there, and so is its mean."""
+    return jnp.maximum(count, jnp.finfo(jnp.float32).tiny)
+
+
 def means(totals: dict[str, Array]) -> dict[str, Array]:
     """{name: sum / count} and the count itself. A batch in which nothing counts has mean zero."""
     count = totals["tokens"]
-    safe = jnp.maximum(count, jnp.finfo(jnp.float32).tiny)
-    return {name: total / safe for name, total in totals.items() if name != "tokens"} | {"tokens": count}
+    return {name: total / divisor(count) for name, total in totals.items() if name != "tokens"} | {"tokens": count}
 
 
 def add(a: dict[str, Array], b: dict[str, Array]) -> dict[str, Array]:

@@ -21,7 +21,10 @@ def too_few(runs: Table, design: Sequence[str], law: Form) -> str:
 
 
 def one_line(runs: Table) -> str:
-    """Runs along one line in (log N, log D), such as equal tokens per parameter, hide one of the law's two terms: why, or empty."""
+    """Why the law cannot be fitted where all runs lie along one line in (log N, log D); empty if they do not.
+
+    Along such a line, equal tokens per parameter above all, one of the law's two terms can stand for the other.
+    """
     design_R2 = np.stack([np.log(runs["N"]), np.log(runs["D"])], axis=1)
     spread = np.linalg.svd(design_R2 - design_R2.mean(axis=0), compute_uv=False) / np.sqrt(len(runs))
     if spread[1] > 0.05:

@@ -29,7 +29,7 @@ WHAT_WOULD_TELL = {
     "beta": "a wider range of token counts at equal size",
     "gamma": "a wider range of both sizes and tokens",
     "a": "wider IsoFLOP profiles",
-    "A'": "students of more sizes under one teacher",
+    "A'": "students of more sizes, and teachers whose losses differ more,",
     "B'": "students of one size distilled on more token counts",
     "alpha'": "students of a wider range of sizes under one teacher",
     "beta'": "students of one size distilled on a wider range of tokens",
@@ -75,7 +75,14 @@ def symbols(law: Supervised | Distillation) -> dict[str, float]:
     if isinstance(law, Supervised):
         a = law.beta / (law.alpha + law.beta)
         return {"A": law.A, "B": law.B, "E": law.E, "alpha": law.alpha, "beta": law.beta, "gamma": law.gamma, "a": a}
-    own = {"A'": law.A, "B'": law.B, "alpha'": law.alpha, "beta'": law.beta, "gamma'": law.gamma}
+    own = {
+        "A'": law.A,
+        "B'": law.B,
+        "B'/A'": law.B / law.A,
+        "alpha'": law.alpha,
+        "beta'": law.beta,
+        "gamma'": law.gamma,
+    }
     return own | {"c0": law.c0, "kappa": law.kappa, "f1": law.f1, "c1": law.c1}
 
 
@@ -93,12 +100,14 @@ def parameters(
     """
     deviation = _deviations(form, theta_P, data, residual_R)
     draws = symbols(form.params(draws_KP))
-    held = {"B'" if name == "log B'/A'" else name.removeprefix("log ") for name in form.held}
+    held = {name.removeprefix("log ") for name in form.held}
+    unsaid = "B'" if "B'/A'" in held else "B'/A'"
     return tuple(
         Parameter(symbol, float(value), float(value), float(value), held=True, identified=True)
         if symbol in held
         else _fitted(symbol, float(value), np.percentile(draws[symbol], [5, 95]), deviation[symbol])
         for symbol, value in symbols(form.params(theta_P)).items()
+        if symbol != unsaid
     )
 
 
@@ -121,17 +130,17 @@ def _fitted(symbol: str, value: float, interval: np.ndarray, deviation: float) -
     low, high = map(float, interval)
     if symbol in ADDITIVE:
         limit, bootstrap, curvature = ADDITIVE[symbol], high - low, 2 * NORMAL_90 * deviation
-        words = "is {:.2g} wide"
+        words = "is {} wide"
     else:
         limit = LARGEST_FACTOR.get(symbol, OTHER_FACTOR)
         bootstrap, curvature = high / max(low, 1e-300), np.exp(min(2 * NORMAL_90 * deviation, 600.0))
-        words = "spans a factor of {:.2g}"
+        words = "spans a factor of {}"
     if max(bootstrap, curvature) <= limit:
         return Parameter(symbol, value, low, high, held=False, identified=True)
     view = (
         "its 90 % bootstrap interval " if bootstrap > limit else "the fit is nearly flat along it: its 90 % interval "
     )
     width = bootstrap if bootstrap > limit else curvature
-    how_wide = words.format(width) if width < 1e4 else "is unbounded"
+    how_wide = words.format(f"{width:,.0f}" if width >= 10 else f"{width:.2g}") if width < 1e4 else "is unbounded"
     reason = f"{view}{how_wide}; {WHAT_WOULD_TELL[symbol]} would tell"
     return Parameter(symbol, value, low, high, held=False, identified=False, reason=reason)

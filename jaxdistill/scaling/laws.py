@@ -22,8 +22,8 @@ import numpy as np
 class Supervised:
     """L(N, D) = E + (A / N^alpha + B / D^beta)^gamma, with the irreducible loss E.
 
-    gamma = 1 is the law of Hoffmann et al. (2022); beta = 1 with E = 0 is that of Kaplan et al. (2020). Fields are floats,
-    or arrays of one shape where many laws are evaluated at once (bootstrap resamples).
+    gamma = 1 is the law of Hoffmann et al. (2022); beta = 1 with E = 0 is that of Kaplan et al. (2020). Fields are
+    floats, or arrays of one shape where many laws are evaluated at once (bootstrap resamples).
     """
 
     A: Any

@@ -13,16 +13,17 @@ from jaxdistill.scaling.table import Table
 
 CAPTIONS: Mapping[str, str] = {
     "isoflop": "Loss against model size, one curve for each training budget. Points are runs, lines the law, rings its "
-    "minima: left of a ring the model is too small for the budget, right of it it sees too few tokens. Look for points on "
-    "their line.",
-    "teachers": "Loss of each student against that of its teacher. Below the dashed line the teacher helped. On the dotted "
-    "diagonal the student equals its teacher; a flat or rising left end is the capacity gap.",
-    "supervised-agreement": "What the supervised law says against what was measured. Points near the diagonal, and errors "
-    "without a trend, mean that the law has the right shape. Rings are the runs of lowest loss, predicted from the others "
-    "alone.",
-    "distilled-agreement": "The same for the distillation law, whose students' own losses come from the supervised law.",
-    "supervised-intervals": "How far each parameter of the supervised law moves when the runs are drawn again. Bars hold "
-    "90 % of the draws. Grey parameters are not identified.",
+    "minima: left of a ring the model is too small for the budget, right of it it sees too few tokens. Look for points "
+    "on their line.",
+    "teachers": "Loss of each student against that of its teacher. Below the dashed line the teacher helped. On the "
+    "dotted diagonal the student equals its teacher; a flat or rising left end is the capacity gap.",
+    "supervised-agreement": "What the supervised law says against what was measured. Points near the diagonal, and "
+    "errors without a trend, mean that the law has the right shape. Rings are the runs of lowest loss, predicted from "
+    "the others alone.",
+    "distilled-agreement": "The same for the distillation law, whose students' own losses come from the supervised "
+    "law.",
+    "supervised-intervals": "How far each parameter of the supervised law moves when the runs are drawn again. Bars "
+    "hold 90 % of the draws. Grey parameters are not identified.",
     "distilled-intervals": "The same for the distillation law.",
 }
 COLUMNS = ("run", "kind", "protocol", "N", "D", "loss", "predicted", "teacher", "L_T", "flops", "status")
@@ -152,7 +153,7 @@ def _verdict(p: Parameter) -> str:
     if not p.identified:
         return f"<td></td><td></td><td class='why'>not identified by these runs: {_text(p.reason)}</td>"
     if p.held:
-        return f"<td>{p.value:.4g}</td><td></td><td class='why'>held, not fitted</td>"
+        return f"<td>{p.value:.4g}</td><td></td><td class='why'>held by the choice of the law</td>"
     return f"<td>{p.value:.4g}</td><td>{p.low:.4g} to {p.high:.4g}</td><td></td>"
 
 

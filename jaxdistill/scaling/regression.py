@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxdistill.errors import InputError
 from jaxdistill.scaling import minimise
 from jaxdistill.scaling.forms import Form
 
@@ -36,13 +37,17 @@ class Settings:
     seed: int = 0
     held_out: float = 0.25
 
+    def __post_init__(self):
+        if not (self.delta > 0 and self.starts >= 1 and self.resamples >= 1 and 0 <= self.held_out < 1):
+            raise InputError(f"{self} cannot be: delta, starts and resamples are positive, held_out is below 1")
+
 
 DEFAULT = Settings()
 
 
 @dataclasses.dataclass(frozen=True)
 class HeldOut:
-    """Runs predicted by the law fitted to the others: which [R], and predicted / measured - 1 of those in their order."""
+    """Runs predicted by the law fitted to the others: which [R], and predicted / measured - 1 of those."""
 
     held_R: np.ndarray
     relative_error: np.ndarray
@@ -64,6 +69,7 @@ def predict(form: Form, theta_P: np.ndarray, data: Mapping[str, np.ndarray]) -> 
 
 
 def point(form: Form, data: Mapping[str, np.ndarray], settings: Settings) -> Point:
+    """The best of many starts, and the residual of each run under the law refitted without it."""
     theta_P, objective, converged = _best(form, data, np.ones_like(data["log_loss"]), settings)
     runs = len(data["log_loss"])
     without = minimise.minimise(
@@ -106,16 +112,16 @@ def _percent(error_R: np.ndarray) -> str:
     return f"{100 * np.abs(error_R).mean():.2g} %"
 
 
-def bootstrap(point: Point, data: Mapping[str, np.ndarray], settings: Settings) -> np.ndarray:
-    """theta_KP of resampled runs: a resample is the count of each run in it."""
-    runs = len(data["log_loss"])
+def bootstrap(fitted: Point, data: Mapping[str, np.ndarray], settings: Settings) -> np.ndarray:
+    """theta_KP of resampled runs, each restarted from the point fit; a resample is the count of each run in it."""
+    runs, form = len(data["log_loss"]), fitted.form
     count_KR = np.random.default_rng(settings.seed).multinomial(runs, np.full(runs, 1 / runs), size=settings.resamples)
-    start_KP = np.tile(point.theta_P, (settings.resamples, 1))
-    form = point.form
+    start_KP = np.tile(fitted.theta_P, (settings.resamples, 1))
     return minimise.minimise(form.law, data, settings.delta, form.free_P, start_KP, count_KR).theta_KP
 
 
 def hold_out(form: Form, data: Mapping[str, np.ndarray], settings: Settings) -> HeldOut | None:
+    """The runs of lowest loss predicted from the others, from new starts; None if too few others would remain."""
     runs = len(data["log_loss"])
     held = np.argsort(data["log_loss"], kind="stable")[: round(settings.held_out * runs)]
     if len(held) == 0 or runs - len(held) < form.free_P.sum() + 2:

@@ -19,20 +19,30 @@ from jaxdistill.scaling.regression import DEFAULT, Settings
 from jaxdistill.scaling.table import read
 
 
-def write(directory: str | pathlib.Path, settings: Settings = DEFAULT) -> list[pathlib.Path]:
-    """Fit the laws to `directory/runs.csv`; write `fit.json`, `figures/*.svg`, `figures/*.png`, `report.html` there.
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What was fitted, and the files that were written, the page last."""
+
+    fits: list[Fit | NotIdentified]
+    paths: list[pathlib.Path]
+
+
+def write(csv: str | pathlib.Path, directory: str | pathlib.Path, settings: Settings = DEFAULT) -> Report:
+    """Fit the laws to a table of runs; write `fit.json`, `figures/*.svg`, `figures/*.png` and `report.html`.
 
     Each file appears whole or not at all, the page last. Tables without distilled runs give a report of the supervised
     law.
 
-    Returns:
-      The paths written.
+    Args:
+      csv: the table; its links to run directories are relative to it.
+      directory: where the files go, made where it is not there.
+      settings: of the fit.
 
     Raises:
       InputError: no table, a table that cannot be read or fitted, or matplotlib is missing.
     """
     directory = pathlib.Path(directory)
-    table = read(directory / "runs.csv")
+    table = read(csv)
     fit = fit_supervised(table, settings)
     fits: list[Fit | NotIdentified] = [fit]
     if "distilled" in table["kind"]:
@@ -44,7 +54,7 @@ def write(directory: str | pathlib.Path, settings: Settings = DEFAULT) -> list[p
         files[f"figures/{name}.png"] = _render(figure, "png")
     inline = {name: files[f"figures/{name}.svg"].decode() for name in drawings}
     files["report.html"] = page.html(table, fits, [summary(one) for one in fits], inline, notes(fits)).encode()
-    return [_put(directory / name, content) for name, content in files.items()]
+    return Report(fits, [_put(directory / name, content) for name, content in files.items()])
 
 
 def draw(fits: list[Fit | NotIdentified]) -> dict[str, Any]:
@@ -161,7 +171,7 @@ def _render(figure: Any, form: str, **options: Any) -> bytes:
 
 
 def _put(path: pathlib.Path, content: bytes) -> pathlib.Path:
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f".{path.name}.new")
     try:
         new.write_bytes(content)

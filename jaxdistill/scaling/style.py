@@ -1,7 +1,7 @@
 """The look of the figures: palette, fonts, number formats.
 
-Colours are Okabe and Ito's, told apart by colour-blind readers too; groups differ in their marker as well. Figures never
-touch pyplot, so nothing global changes and no window opens.
+Colours are Okabe and Ito's, told apart by colour-blind readers too; groups differ in their marker as well. Figures
+never touch pyplot, so nothing global changes and no window opens.
 """
 
 import functools
@@ -70,11 +70,13 @@ def canvas(width: float, height: float, rows: int = 1, columns: int = 1, **layou
 
 
 def styles(count: int) -> Iterator[tuple[str, str]]:
+    """(colour, marker) of each of `count` groups; beyond six they repeat."""
     for index in range(count):
         yield COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
 
 
-def plain_log_ticks(axis) -> None:
+def plain_log_ticks(axis: Any) -> None:
+    """Tick a logarithmic axis at round numbers, written out."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     low, high = axis.get_view_interval()
@@ -93,10 +95,11 @@ def count(value: float) -> str:
 
 
 def scientific(value: float) -> str:
+    """3e10 as matplotlib's math."""
     mantissa, exponent = f"{value:.1e}".split("e")
     return rf"${mantissa.removesuffix('.0')} \times 10^{{{int(exponent)}}}$"
 
 
 def greek(symbol: str) -> str:
-    """alpha' as matplotlib's math, $\\alpha'$."""
+    """The Greek names of a symbol as matplotlib's math."""
     return re.sub("(alpha|beta|gamma|kappa)('?)", r"$\\\1\2$", symbol)

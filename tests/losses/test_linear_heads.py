@@ -64,13 +64,13 @@ class Exact:
     value: np.ndarray
     error: np.ndarray
 
-    def check(self, got, what: str):
-        """`got` is within the bound, and the bound is worth having: far below the size of the array itself."""
+    def check(self, got, what: str, sharp: float = 2e-3):
+        """`got` is within the bound, and the bound is worth having: below `sharp` of the size of the array itself."""
         got = np.asarray(got, np.float64)
         assert got.shape == self.value.shape, what
         excess = np.abs(got - self.value) - self.error
         assert np.all(excess <= 1e-30), f"{what}: off by {excess.max():.3g} more than the bound of {self.error.max():.3g}"
-        if np.linalg.norm(self.value): print("RATIO", what, np.linalg.norm(self.error) / np.linalg.norm(self.value))
+        assert np.linalg.norm(self.error) <= sharp * np.linalg.norm(self.value), f"{what}: the bound says nothing"
 
 
 def exact_logits(head: Head) -> tuple[Exact, Exact]:
@@ -119,8 +119,7 @@ def definition(student: Head, target: Dense, weight_BL) -> dict[str, Exact]:
     dz_error = (COEF["ce"] + COEF["z"] * 2 * np.abs(lse.value)) * p * (logp.error + 8 * U)
     dz_error += COEF["kl"] * T * (q * (logq.error + 8 * U) + t * (logt.error + 8 * U)) + COEF["z"] * 2 * p * lse.error
     dz_error += 4 * U * (COEF["ce"] * hot + np.abs(dz))
-    slope = slope_error = np.array(1.0 if student.softcap is None else 0.0)
-    slope_error = 0.0
+    slope, slope_error = 1.0, 0.0
     if student.softcap is not None:
         ratio = z.value / student.softcap
         slope, slope_error = 1 - ratio**2, 2 * np.abs(ratio) * z.error / student.softcap + 8 * U
@@ -161,9 +160,9 @@ def run(head, target, weight_BL, implementation="chunked", positions=3, objectiv
 
 
 def check(case, **options):
-    expected = definition(*case)
+    expected, sharp = definition(*case), 0.1 if case[0].h_BLD.dtype == jnp.bfloat16 else 2e-3
     for name, got in run(*case, **options).items():
-        expected[name].check(got, name)
+        expected[name].check(got, name, sharp)
 
 
 @pytest.mark.parametrize("implementation", ["chunked", "reference"])
@@ -240,23 +239,26 @@ def test_a_batch_in_which_nothing_counts_is_exactly_zero(implementation):
 def test_a_factor_on_the_total_is_a_factor_on_its_gradient():
     head, target, weight_BL = random_case(8, **CASE | {"vocab_size": 131})
 
-    def gradient(factor):
-        total = lambda head: factor * api.weighted_sum(OBJECTIVE, head, target, weight_BL, COEF, positions=2)[0]  # noqa: E731
-        return jax.grad(total)(head)
+    @jax.jit
+    @jax.grad
+    def gradient(head, factor):
+        return factor * api.weighted_sum(OBJECTIVE, head, target, weight_BL, COEF, positions=2)[0]
 
-    for one, four in zip(jax.tree.leaves(gradient(1.0)), jax.tree.leaves(gradient(4.0)), strict=True):
+    for one, four in zip(jax.tree.leaves(gradient(head, 1.0)), jax.tree.leaves(gradient(head, 4.0)), strict=True):
         np.testing.assert_array_equal(4 * one, four)  # a power of two is exact
 
 
-def test_the_values_of_the_terms_carry_no_gradient():
+@pytest.mark.parametrize("implementation", ["chunked", "reference"])
+def test_the_values_of_the_terms_carry_no_gradient(implementation):
     head, target, weight_BL = random_case(8, **CASE | {"vocab_size": 131})
-    for implementation in ("chunked", "reference"):
-        gradient = jax.grad(
-            lambda head: api.weighted_sum(OBJECTIVE, head, target, weight_BL, COEF, implementation=implementation)[1][  # noqa: B023
-                "ce"
-            ].sum()
-        )(head)
-        assert not any(np.any(x) for x in jax.tree.leaves(gradient))
+
+    @jax.jit
+    @jax.grad
+    def gradient(head):
+        _, values = api.weighted_sum(OBJECTIVE, head, target, weight_BL, COEF, implementation=implementation)
+        return values["ce"].sum()
+
+    assert not any(np.any(x) for x in jax.tree.leaves(gradient(head)))
 
 
 def largest_buffer(compiled) -> int:

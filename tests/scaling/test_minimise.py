@@ -92,7 +92,7 @@ def test_gradient_and_hessian_match_finite_differences(form):
     gradient_at, hessian_at = jax.jit(jax.grad(f)), jax.jit(jax.hessian(f))
     step = 1e-5 * np.eye(len(theta))
     with minimise.float64_on_cpu():
-        gradient, hessian = gradient_at(jnp.asarray(theta)), hessian_at(jnp.asarray(theta))
+        gradient, hessian = np.asarray(gradient_at(jnp.asarray(theta))), np.asarray(hessian_at(jnp.asarray(theta)))
         curvature = [(gradient_at(jnp.asarray(theta + s)) - gradient_at(jnp.asarray(theta - s))) / 2e-5 for s in step]
     slope = [(f(theta + s) - f(theta - s)) / 2e-5 for s in step]
     np.testing.assert_allclose(gradient, slope, rtol=1e-6, atol=1e-7 * abs(gradient).max())

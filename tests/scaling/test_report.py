@@ -31,7 +31,7 @@ def save(table, directory):
 def written(laptop, tmp_path_factory):
     directory = tmp_path_factory.mktemp("sweep")
     save(laptop, directory)
-    return directory, report.write(directory, QUICK)
+    return directory, report.write(directory / "runs.csv", directory, QUICK).paths
 
 
 class Page(html.parser.HTMLParser):
@@ -84,7 +84,7 @@ def test_the_numbers_are_those_of_the_fit(written, laptop):
 
 def test_a_sweep_without_students_gets_its_report_too(laptop, tmp_path):
     save(laptop.finished("supervised"), tmp_path)
-    report.write(tmp_path, QUICK)
+    report.write(tmp_path / "runs.csv", tmp_path, QUICK)
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "supervised law" in text and "distillation law" not in text
     assert "distilled" not in json.loads((tmp_path / "fit.json").read_text())
@@ -105,14 +105,14 @@ def test_names_from_the_table_cannot_break_the_page(laptop, tmp_path):
     alone = laptop.finished("supervised")
     alone["run"][0] = "<script>alert(1)</script>"
     save(alone, tmp_path)
-    report.write(tmp_path, QUICK)
+    report.write(tmp_path / "runs.csv", tmp_path, QUICK)
     assert "<script>alert" not in (tmp_path / "report.html").read_text()
 
 
 def test_a_table_that_cannot_be_fitted_leaves_no_report(laptop, tmp_path):
     save(laptop.where(np.arange(4)), tmp_path)
     with pytest.raises(InputError):
-        report.write(tmp_path, QUICK)
+        report.write(tmp_path / "runs.csv", tmp_path, QUICK)
     assert [path.name for path in tmp_path.iterdir()] == ["runs.csv"]
 
 

@@ -1,0 +1,99 @@
+"""Every experiment file builds, traces, and resolves to the configuration that is written down.
+
+A changed default shows up here as a difference in every run that it touches; `pytest --update-golden` accepts it.
+"""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AbstractMesh, AxisType
+
+from jaxdistill import config, sweep
+from jaxdistill.data import Batch
+from jaxdistill.experiment import Experiment, load_module
+from jaxdistill.losses.objective import Objective
+from jaxdistill.parallel import rules
+from jaxdistill.program import make_model
+from jaxdistill.step import init_state, make_step
+
+ROOT = pathlib.Path(__file__).parents[2]
+GOLDEN = ROOT / "tests" / "golden" / "configs"
+FILES = sorted((ROOT / "experiments").glob("*.py"))
+PRESETS = ("laptop", "gpu", "paper")
+
+
+def check_golden(request, name, text):
+    path = GOLDEN / f"{name}.txt"
+    if request.config.getoption("--update-golden"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert path.exists(), f"{path} is missing: run pytest --update-golden and look at what it writes"
+    assert text == path.read_text()
+
+
+def trace(experiment: Experiment):
+    """The state after one step as shapes, without computing anything."""
+    model = make_model(experiment)
+    teacher = make_model(experiment.teacher.run) if experiment.teacher is not None else None
+    step = make_step(model, experiment.optim, Objective.of(experiment.objective), teacher=teacher)
+    state = jax.eval_shape(lambda key: init_state(model, experiment.optim, key), jax.random.key(0))
+    teacher_params = jax.eval_shape(teacher.init, jax.random.key(0)) if teacher is not None else None
+    shape = (experiment.batch, experiment.data.length)
+    ids = jax.ShapeDtypeStruct(shape, jnp.int32)
+    batch = Batch(ids, ids, jax.ShapeDtypeStruct(shape, jnp.float32), ids, ids)
+    coef = {name: jnp.float32(1) for name in experiment.objective}
+    after, metrics = jax.eval_shape(step, state, teacher_params, batch, experiment.optim.rates(0, 10), coef)
+    assert after == state  # shapes and dtypes
+    assert metrics["loss"].shape == ()
+    return state
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_configuration_is_the_one_written_down(request, file):
+    check_golden(request, file.stem, config.text(load_module(file).config()))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_sweep_is_the_one_written_down(request, preset):
+    points = sweep.with_teachers(load_module(ROOT / "experiments" / "scaling_law.py").sweep(preset))
+    lines = [f"{name} {config.identity(e)} {sweep.cost(e):.3e} {e.protocol}" for name, e in points.items()]
+    check_golden(request, f"scaling_law-{preset}", "\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_configuration_traces(file):
+    trace(load_module(file).config())
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_largest_student_and_teacher_of_a_sweep_trace(preset):
+    points = load_module(ROOT / "experiments" / "scaling_law.py").sweep(preset).values()
+    students = [point for point in points if point.teacher is not None]
+    trace(max(students, key=lambda point: point.teacher.run.model.num_params))
+    trace(max(points, key=lambda point: point.model.num_params))
+
+
+def test_the_ladder_shards_over_a_pod():
+    points = load_module(ROOT / "experiments" / "scaling_law.py").sweep("paper").values()
+    largest = max(points, key=lambda point: point.model.num_params)
+    mesh = AbstractMesh((1, 64, 8), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    placed = rules.shardings(trace(largest), mesh)
+    assert placed.params["layers"]["mlp"]["gate_DF"].num_devices == 512
+
+
+def test_the_paper_preset_never_repeats_text_between_teacher_and_student():
+    for point in load_module(ROOT / "experiments" / "scaling_law.py").sweep("paper").values():
+        if point.teacher is not None:
+            assert point.data.part == (1, 2)
+            assert point.teacher.run.data.part == (0, 2)
+
+
+def test_each_preset_has_enough_runs_to_identify_the_laws():
+    for preset in PRESETS:
+        points = load_module(ROOT / "experiments" / "scaling_law.py").sweep(preset).values()
+        supervised = [point for point in points if point.teacher is None]
+        assert len(supervised) >= 8
+        assert len({round(point.tokens / point.model.num_params, 3) for point in supervised}) >= 4
+        assert len({point.teacher.run.model for point in points if point.teacher is not None}) >= 2

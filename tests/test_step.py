@@ -1,0 +1,240 @@
+"""One step: exact accumulation, exact means, and who is changed by it."""
+
+import dataclasses
+import math
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxdistill.data.windows import Batch
+from jaxdistill.losses import reduce
+from jaxdistill.losses.cross_entropy import CrossEntropy
+from jaxdistill.losses.forward_kl import ForwardKL
+from jaxdistill.losses.objective import Objective, Term
+from jaxdistill.losses.z_loss import ZLoss
+from jaxdistill.models.transformer import Config, Transformer
+from jaxdistill.optim import AdamW
+from jaxdistill.step import init_state, make_eval, make_step, micro_batches
+
+VOCAB_SIZE, B, L = 37, 8, 10
+STUDENT = Transformer(Config(VOCAB_SIZE, 2, 16, 2, 8, 24, vocab_multiple=8))
+TEACHER = Transformer(Config(VOCAB_SIZE, 1, 24, 3, 8, 32, vocab_multiple=1))
+# Adam divides by |g| + eps: at this eps a gradient that is off by a rounding moves no parameter by more than that.
+OPTIM = AdamW(eps=0.1, weight_decay=0.0)
+RATES = {"learning_rate": np.float32(0.01), "decay": np.float32(0)}
+CE = Objective.of({"ce": Term(CrossEntropy())})
+DISTIL = Objective.of({"kl": Term(ForwardKL(2.0)), "ce": Term(CrossEntropy()), "z": Term(ZLoss())})
+COEF = {"kl": 1.0, "ce": 0.3, "z": 1e-3}
+U = 2.0**-24
+
+
+def random_batch(seed=0, weight_BL=None) -> Batch:
+    """Two documents a row. Weights are uneven; rows 1 and 5, a whole micro-batch of four, are empty."""
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(VOCAB_SIZE, size=(B, L + 1)).astype(np.int32)
+    if weight_BL is None:
+        weight_BL = rng.choice([0.0, 0.5, 1.0, 3.0], size=(B, L)) * np.arange(B)[:, None]
+        weight_BL[[1, 5]] = 0
+    segment_BL = np.repeat([[1] * 6 + [2] * 4], B, axis=0).astype(np.int32)
+    position_BL = np.repeat([[*range(6), *range(4)]], B, axis=0).astype(np.int32)
+    return Batch(tokens[:, :-1], tokens[:, 1:], weight_BL.astype(np.float32), segment_BL, position_BL)
+
+
+@pytest.fixture(scope="module")
+def state():
+    return jax.jit(lambda key: init_state(STUDENT, OPTIM, key))(jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def teacher_params():
+    return jax.jit(TEACHER.init)(jax.random.key(1))
+
+
+def take_step(state, teacher_params, batch, *, objective=DISTIL, coef=COEF, rates=RATES, optim=OPTIM, **options):
+    """One compiled step of the student; with no teacher parameters, without a teacher."""
+    teacher = None if teacher_params is None else TEACHER
+    return jax.jit(make_step(STUDENT, optim, objective, teacher=teacher, **options))(
+        state, teacher_params, batch, rates, coef
+    )
+
+
+def assert_trees_close(got, expected, tolerance):
+    """Every array is off by at most `tolerance` of its norm."""
+    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        assert np.linalg.norm(np.asarray(one) - other) <= tolerance * np.linalg.norm(other)
+
+
+def plain_loss(params, batch):
+    """The mean cross-entropy over all logits at once, by optax."""
+    h_BLD, _ = STUDENT.hidden(params, batch.tokens_BL, batch.segment_BL, batch.position_BL)
+    z_BLV = STUDENT.head(params, h_BLD).logits()[..., :VOCAB_SIZE]
+    loss_BL = optax.softmax_cross_entropy_with_integer_labels(z_BLV, batch.label_BL)
+    return jnp.sum(loss_BL * batch.weight_BL) / jnp.sum(batch.weight_BL)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 4])
+def test_the_gradient_is_that_of_the_mean_over_all_tokens_however_the_batch_is_cut(state, accumulate):
+    batch = random_batch()
+    assert accumulate < 4 or not micro_batches(batch, 4).weight_BL[1].any()
+    after, metrics = take_step(state, None, batch, objective=CE, coef={"ce": 1.0}, accumulate=accumulate)
+    loss, gradient = jax.jit(jax.value_and_grad(plain_loss))(state.params, batch)
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-6)
+    np.testing.assert_allclose(metrics["grad_norm"], optax.global_norm(gradient), rtol=1e-5)
+    clipped = jax.tree.map(lambda g: g / max(1.0, optax.global_norm(gradient)), gradient)
+    # Adam's first moment after one step is (1 - b1) g; a gradient is a sum over the 80 tokens through 2 layers
+    assert_trees_close(after.opt[1].mu, jax.tree.map(lambda g: 0.1 * g, clipped), 2 * 10 * 2 * math.sqrt(80) * U)
+
+
+@pytest.mark.parametrize("accumulate", [2, 4, 8])
+def test_accumulation_changes_neither_the_update_nor_the_metrics(state, teacher_params, accumulate):
+    whole, whole_metrics = take_step(state, teacher_params, random_batch())
+    parts, parts_metrics = take_step(state, teacher_params, random_batch(), accumulate=accumulate)
+    moved = jax.tree.map(jnp.subtract, whole.params, state.params)
+    assert all(np.any(x) for x in jax.tree.leaves(moved))
+    parts_moved = jax.tree.map(jnp.subtract, parts.params, state.params)
+    # the difference to a parameter of size 1 to 4 is itself rounded by 4 u, and a step here is some 0.01 * 0.1
+    assert_trees_close(parts_moved, moved, 4 * U / 1e-3)
+    assert_trees_close(parts.opt, whole.opt, 2 * 10 * 2 * math.sqrt(80) * U)
+    chex.assert_trees_all_close(parts_metrics, whole_metrics, rtol=1e-5)
+
+
+def test_micro_batches_share_out_all_rows():
+    rows_B = np.arange(B)
+    parts = micro_batches({"row_B": rows_B, "x_BL": rows_B[:, None] * np.ones(L)}, 4)
+    assert parts["row_B"].tolist() == [[0, 4], [1, 5], [2, 6], [3, 7]]
+    assert np.array_equal(parts["x_BL"][..., 0], parts["row_B"]) and parts["x_BL"].shape == (4, 2, L)
+
+
+@pytest.mark.parametrize("factor", [2.0**-10, 8.0])
+def test_one_factor_on_all_weights_changes_neither_gradient_nor_loss(state, factor):
+    batch = random_batch()
+    scaled = dataclasses.replace(batch, weight_BL=batch.weight_BL * np.float32(factor))
+    (one, metrics), (other, scaled_metrics) = (
+        take_step(state, None, b, objective=CE, coef={"ce": 1.0}) for b in (batch, scaled)
+    )
+    chex.assert_trees_all_close(other.opt, one.opt, rtol=1e-5, atol=1e-7)
+    for name in ("ce", "loss", "grad_norm"):
+        np.testing.assert_allclose(scaled_metrics[name], metrics[name], rtol=1e-6)
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_a_batch_in_which_nothing_counts_changes_no_parameter(state, teacher_params, accumulate):
+    empty = random_batch(weight_BL=np.zeros((B, L)))
+    empty = dataclasses.replace(empty, label_BL=np.full((B, L), -100, np.int32))
+    after, metrics = take_step(state, teacher_params, empty, accumulate=accumulate)
+    chex.assert_trees_all_equal(after.params, state.params)
+    assert after.step == 1 and set(metrics) == {"kl", "ce", "z", "loss", "tokens", "grad_norm"}
+    assert all(value == 0 for value in metrics.values())
+
+
+def test_weight_decay_alone_moves_the_parameters_of_an_empty_batch(state):
+    empty, rates = random_batch(weight_BL=np.zeros((B, L))), RATES | {"decay": np.float32(0.25)}
+    after, _ = take_step(state, None, empty, objective=CE, coef={"ce": 1.0}, rates=rates)
+    np.testing.assert_array_equal(after.params["embed_VD"], 0.75 * state.params["embed_VD"])
+    np.testing.assert_array_equal(after.params["norm_D"], state.params["norm_D"])
+
+
+def test_metrics_are_the_exact_weighted_means_and_the_loss_their_sum(state, teacher_params):
+    batch = random_batch()
+    _, metrics = take_step(state, teacher_params, batch, accumulate=2)
+    z_BLV, z_teacher_BLV = (
+        np.asarray(model.head(params, model.hidden(params, batch.tokens_BL, batch.segment_BL, batch.position_BL)[0]).logits())
+        for model, params in ((STUDENT, state.params), (TEACHER, teacher_params))
+    )
+    z_BLV, z_teacher_BLV = z_BLV[..., :VOCAB_SIZE].astype(np.float64), z_teacher_BLV.astype(np.float64)
+    lse_BL = np.log(np.exp(z_BLV).sum(-1))
+    logq_BLV, logp_BLV = (x / 2 - np.log(np.exp(x / 2).sum(-1, keepdims=True)) for x in (z_BLV, z_teacher_BLV))
+    expected = {
+        "ce": lse_BL - np.take_along_axis(z_BLV, batch.label_BL[..., None], axis=-1)[..., 0],
+        "kl": 4 * (np.exp(logp_BLV) * (logp_BLV - logq_BLV)).sum(-1),
+        "z": lse_BL**2,
+    }
+    expected = {name: np.average(value_BL, weights=batch.weight_BL) for name, value_BL in expected.items()}
+    for name, value in expected.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-5)
+    np.testing.assert_allclose(metrics["loss"], sum(COEF[name] * value for name, value in expected.items()), rtol=1e-5)
+    assert metrics["tokens"] == batch.weight_BL.sum()
+
+
+def test_the_teacher_is_neither_changed_nor_donated_nor_part_of_the_state(state, teacher_params):
+    before = jax.tree.map(np.array, teacher_params)
+    step = jax.jit(make_step(STUDENT, OPTIM, DISTIL, teacher=TEACHER), donate_argnums=0)
+    donated = jax.tree.map(jnp.copy, state)
+    after = donated
+    for _ in range(2):
+        after, _ = step(after, teacher_params, random_batch(), RATES, COEF)
+    assert donated.params["embed_VD"].is_deleted()
+    assert not any(x.is_deleted() for x in jax.tree.leaves(teacher_params))
+    chex.assert_trees_all_equal(teacher_params, before)
+    chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
+
+
+@pytest.mark.parametrize("implementation", ["chunked", "reference"])
+def test_no_gradient_reaches_the_teacher(state, teacher_params, implementation):
+    # Its one matmul with the output embedding is forward: a backward pass would make another for h and one for w.
+    rows = f"f32[{VOCAB_SIZE},24]"
+
+    def backward_matmuls(teacher):
+        objective, coef = (CE, {"ce": 1.0}) if teacher is None else (DISTIL, COEF)
+        step = make_step(STUDENT, OPTIM, objective, teacher=teacher, implementation=implementation)
+        params = None if teacher is None else teacher_params
+        jaxpr = str(jax.make_jaxpr(step)(state, params, random_batch(), RATES, coef))
+        return sum(rows in line.split("= dot_general")[0] for line in jaxpr.splitlines() if "= dot_general" in line)
+
+    assert backward_matmuls(TEACHER) == 0
+
+
+def test_a_student_at_its_teacher_stays_there(state):
+    step = jax.jit(make_step(STUDENT, OPTIM, Objective.of({"kl": Term(ForwardKL())}), teacher=STUDENT))
+    _, metrics = step(state, state.params, random_batch(), RATES, {"kl": 1.0})
+    assert metrics["kl"] == 0 and metrics["grad_norm"] < 1e-6
+
+
+def test_the_loss_falls_to_the_teachers_entropy_and_the_student_copies_it(state, teacher_params):
+    objective, batch = Objective.of({"kl": Term(ForwardKL())}), random_batch(weight_BL=np.ones((B, L)))
+    step = jax.jit(make_step(STUDENT, AdamW(), objective, teacher=TEACHER))
+    losses = []
+    for _ in range(150):
+        state, metrics = step(state, teacher_params, batch, RATES, {"kl": 1.0})
+        losses.append(float(metrics["kl"]))
+    assert losses[0] > 0.5 and losses[-1] < 0.02 * losses[0]
+
+
+def test_one_batch_can_be_learned_by_heart(state):
+    step, batch = jax.jit(make_step(STUDENT, AdamW(), CE)), random_batch(weight_BL=np.ones((B, L)))
+    for _ in range(150):
+        state, metrics = step(state, None, batch, RATES, {"ce": 1.0})
+    # positions 0 and 6 begin a document, where the same token may have two successors
+    assert metrics["ce"] < 0.1 < math.log(VOCAB_SIZE)
+    assert state.step == 150
+
+
+def test_neither_schedules_nor_step_numbers_nor_data_compile_anything_anew(teacher_params):
+    chex.clear_trace_counter()
+    step = jax.jit(chex.assert_max_traces(make_step(STUDENT, OPTIM, DISTIL, teacher=TEACHER), n=1))
+    optim, state = AdamW(warmup=2), jax.jit(lambda key: init_state(STUDENT, OPTIM, key))(jax.random.key(0))
+    for number in range(4):
+        coef = {"kl": 1.0 - number / 4, "ce": number / 4, "z": 1e-4}
+        state, _ = step(state, teacher_params, random_batch(number), optim.rates(number, 4), coef)
+    assert step._cache_size() == 1 and state.step == 4
+
+
+def test_sums_of_an_evaluation_add_to_the_metrics_of_the_step(state, teacher_params):
+    _, metrics = take_step(state, teacher_params, random_batch())
+    evaluate = jax.jit(make_eval(STUDENT, DISTIL, teacher=TEACHER))
+    halves = [jax.tree.map(lambda x, rows=rows: x[rows], random_batch()) for rows in (slice(0, 4), slice(4, 8))]
+    totals = reduce.add(*(evaluate(state.params, teacher_params, half) for half in halves))
+    means = reduce.means(totals)
+    for name in ("kl", "ce", "z", "tokens"):
+        np.testing.assert_allclose(means[name], metrics[name], rtol=1e-5)
+
+
+def test_a_fresh_state_has_taken_no_step_and_depends_on_its_key_alone(state):
+    again, other = (jax.jit(lambda key: init_state(STUDENT, OPTIM, key))(jax.random.key(seed)) for seed in (0, 1))
+    chex.assert_trees_all_equal(again, state)
+    assert state.step == 0 and state.step.dtype == jnp.int32
+    assert not np.array_equal(other.params["embed_VD"], state.params["embed_VD"])
