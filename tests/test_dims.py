@@ -73,11 +73,13 @@ def test_the_first_array_of_another_shape_is_named_with_the_dimension_that_diffe
 def test_a_transposed_embedding_and_a_missing_dimension_are_named():
     with pytest.raises(ValueError, match=r"V \(vocabulary\) is 3, not 5; D \(width\) is 5, not 3"):
         dims.check({"embed_VD": np.zeros((3, 5))}, SIZES)
-    with pytest.raises(ValueError, match="the checkpoint embed_VD: .* it has 1 dimensions, its name says 2"):
+    with pytest.raises(ValueError, match=r"the checkpoint embed_VD: .* it has 1 dimensions, its name says 2"):
         dims.check({"embed_VD": np.zeros(5)}, SIZES, "the checkpoint")
 
 
 def test_arrays_with_an_entry_a_token_are_told_from_those_all_tokens_share():
     tree = {"target": Labels(np.zeros((2, 3))), "h_BLD": 0, "w_VD": 0, "coef": 0, "id_BLS": 0, "x_BD": 0}
-    per_token = {dims.key_name(path[-1]) for path, _ in jax.tree_util.tree_leaves_with_path(tree) if dims.per_token(path)}
+    per_token = {
+        dims.key_name(path[-1]) for path, _ in jax.tree_util.tree_leaves_with_path(tree) if dims.per_token(path)
+    }
     assert per_token == {"label_BL", "h_BLD", "id_BLS"}

@@ -142,7 +142,9 @@ def test_metrics_are_the_exact_weighted_means_and_the_loss_their_sum(state, teac
     batch = random_batch()
     _, metrics = take_step(state, teacher_params, batch, accumulate=2)
     z_BLV, z_teacher_BLV = (
-        np.asarray(model.head(params, model.hidden(params, batch.tokens_BL, batch.segment_BL, batch.position_BL)[0]).logits())
+        np.asarray(
+            model.head(params, model.hidden(params, batch.tokens_BL, batch.segment_BL, batch.position_BL)[0]).logits()
+        )
         for model, params in ((STUDENT, state.params), (TEACHER, teacher_params))
     )
     z_BLV, z_teacher_BLV = z_BLV[..., :VOCAB_SIZE].astype(np.float64), z_teacher_BLV.astype(np.float64)

@@ -142,7 +142,7 @@ def intervals(fit: Fit) -> "Figure":
     figure, axes = canvas(5.6, 0.42 * len(fitted) + 1.0)
     draws = symbols(fit.draws)
     for row, parameter in enumerate(fitted):
-        relative = draws[parameter.symbol] / parameter.value
+        relative = np.asarray(draws[parameter.symbol]) / parameter.value
         low, high = np.clip([parameter.low / parameter.value, parameter.high / parameter.value], 1e-3, 1e3)
         colour = COLOURS[0] if parameter.identified else FAINT
         jitter = np.random.default_rng(row).uniform(-0.22, 0.22, relative.size)

@@ -7,6 +7,7 @@ which leave-one-out error chooses, and a verdict on each parameter.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -53,7 +54,7 @@ class Fit:
     kind: str
     law: str
     why: str
-    params: Supervised | Distillation
+    params: Any
     parameters: tuple[Parameter, ...]
     draws: Supervised | Distillation
     runs: Table

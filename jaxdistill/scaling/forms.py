@@ -8,6 +8,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -73,14 +74,14 @@ class Form:
 
 def supervised_params(theta) -> Supervised:
     """theta [..., P] in the order of `SUPERVISED` -> the law."""
-    xp = np if isinstance(theta, np.ndarray) else jnp
+    xp: Any = np if isinstance(theta, np.ndarray) else jnp
     A, B, E, alpha, beta, gamma = xp.moveaxis(xp.exp(theta), -1, 0)
     return Supervised(A, B, E, alpha, beta, gamma)
 
 
 def distillation_params(theta) -> Distillation:
     """theta [..., P] in the order of `DISTILLATION` -> the law."""
-    xp = np if isinstance(theta, np.ndarray) else jnp
+    xp: Any = np if isinstance(theta, np.ndarray) else jnp
     A, ratio, alpha, beta, gamma, _, kappa, f1, c1 = xp.moveaxis(xp.exp(theta), -1, 0)
     return Distillation(A, A * ratio, alpha, beta, gamma, c0=theta[..., 5], kappa=kappa, f1=f1, c1=c1)
 

@@ -122,8 +122,8 @@ def _deviations(form: Form, theta_P: np.ndarray, data, residual_R: np.ndarray) -
     above, below = symbols(form.params(above_QP)), symbols(form.params(below_QP))
     value = symbols(form.params(theta_P))
     with np.errstate(invalid="ignore"):  # a held c1 is infinite, and its deviation is not asked for
-        deviation = {name: np.linalg.norm((above[name] - below[name]) / 2e-5 @ root_QQ) for name in value}
-    return {name: d if name in ADDITIVE else d / value[name] for name, d in deviation.items()}
+        deviation = {name: float(np.linalg.norm((above[name] - below[name]) / 2e-5 @ root_QQ)) for name in value}
+    return {name: d if name in ADDITIVE else d / float(value[name]) for name, d in deviation.items()}
 
 
 def _fitted(symbol: str, value: float, interval: np.ndarray, deviation: float) -> Parameter:

@@ -7,7 +7,7 @@ with default tolerances stop early: that failure gave Hoffmann et al. (2022) the
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -42,7 +42,7 @@ class _State(NamedTuple):
 
 
 @contextlib.contextmanager
-def float64_on_cpu() -> Iterator[None]:
+def float64_on_cpu() -> Generator[None]:
     """Within it JAX computes in float64 on the CPU, whatever the rest of the process does."""
     with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
         yield
@@ -138,7 +138,7 @@ def _newton(law, theta_P, weight_R, *, data, delta, free_P):
     return end.theta_P, end.value
 
 
-def _chunks(rows_K: np.ndarray) -> Iterator[np.ndarray]:
+def _chunks(rows_K: np.ndarray) -> Generator[np.ndarray]:
     """Rows in pieces of CHUNK, the last filled up with copies of its last row so that every piece compiles the same."""
     for start in range(0, len(rows_K), CHUNK):
         piece = np.asarray(rows_K[start : start + CHUNK], dtype=np.float64)

@@ -106,7 +106,7 @@ def notes(fits: list[Fit | NotIdentified]) -> list[str]:
             continue
         if fit.converged < 0.05:
             said.append(f"Only {100 * fit.converged:.1f} % of the starts of the {fit.kind} fit ended at its minimum.")
-        if fit.kind == "distilled":
+        if fit.kind == "distilled" and isinstance(fits[0], Fit):
             said += _distillation_notes(fits[0], fit)
     return said
 
@@ -165,7 +165,8 @@ def _render(figure: Any, form: str, **options: Any) -> bytes:
     import matplotlib
 
     buffer = io.BytesIO()
-    with matplotlib.rc_context({**style.STYLE, "svg.hashsalt": "jaxdistill"}):
+    settings: dict[Any, Any] = {**style.STYLE, "svg.hashsalt": "jaxdistill"}
+    with matplotlib.rc_context(settings):
         figure.savefig(buffer, format=form, metadata={"Date": None} if form == "svg" else None, **options)
     return buffer.getvalue()
 

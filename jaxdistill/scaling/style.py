@@ -6,7 +6,7 @@ never touch pyplot, so nothing global changes and no window opens.
 
 import functools
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from jaxdistill.errors import InputError
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 INK, FAINT, RULE = "#333333", "#999999", "#e6e6e6"
-STYLE: Mapping[str, Any] = {
+STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.size": 9,
     "axes.titlesize": 9,
@@ -53,7 +53,7 @@ def in_style(draw: Callable[..., "Figure"]) -> Callable[..., "Figure"]:
             import matplotlib
         except ImportError:
             raise InputError("figures need matplotlib; install it with `pip install 'jaxdistill[plots]'`") from None
-        with matplotlib.rc_context(dict(STYLE)):
+        with matplotlib.rc_context(STYLE):
             return draw(*inputs)
 
     return drawn

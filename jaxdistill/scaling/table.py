@@ -115,7 +115,7 @@ def _run(row: Mapping[str, Any], where: str) -> dict[str, Any]:
         raise InputError(f"{where}: kind is {run['kind']!r}, and must be {' or '.join(KINDS)}")
     if run["status"] == "finished":
         needed = (*REQUIRED, "L_T") if run["kind"] == "distilled" else REQUIRED
-        if wrong := [name for name in needed if not 0 < run.get(name, np.nan) < np.inf]:
+        if wrong := [name for name in needed if not 0 < float(run.get(name, np.nan)) < np.inf]:
             raise InputError(f"{where}: {', '.join(wrong)} must be positive and finite in a finished {run['kind']} run")
     return run
 

@@ -69,7 +69,9 @@ class Exact:
         got = np.asarray(got, np.float64)
         assert got.shape == self.value.shape, what
         excess = np.abs(got - self.value) - self.error
-        assert np.all(excess <= 1e-30), f"{what}: off by {excess.max():.3g} more than the bound of {self.error.max():.3g}"
+        assert np.all(excess <= 1e-30), (
+            f"{what}: off by {excess.max():.3g} more than the bound of {self.error.max():.3g}"
+        )
         assert np.linalg.norm(self.error) <= sharp * np.linalg.norm(self.value), f"{what}: the bound says nothing"
 
 
@@ -137,7 +139,9 @@ def definition(student: Head, target: Dense, weight_BL) -> dict[str, Exact]:
     total_error = weight[..., 0] * (COEF["ce"] * ce.error + COEF["kl"] * kl.error + COEF["z"] * square.error)
     gradient = {
         "dh_BLD": Exact(dh, student.scale * into_h + 2 * u_matmul * np.abs(dh)),
-        "dw_VD": Exact(*(np.pad(a, ((0, rows), (0, 0))) for a in (dw, student.scale * into_w + 2 * u_matmul * np.abs(dw)))),
+        "dw_VD": Exact(
+            *(np.pad(a, ((0, rows), (0, 0))) for a in (dw, student.scale * into_w + 2 * u_matmul * np.abs(dw)))
+        ),
         "dbias_V": Exact(
             *(np.pad(a, (0, rows)) for a in (dx.sum((0, 1)), (dx_error + g(B * L) * np.abs(dx)).sum((0, 1))))
         ),
@@ -183,7 +187,9 @@ def test_any_number_of_positions_in_a_chunk_gives_the_same_sum(positions):
 
 
 @pytest.mark.parametrize(
-    "options", [{"softcap": 5.0}, {"scale": 0.125}, {"bias": False}, {"softcap": 2.0, "scale": 3.0, "bias": False}], ids=str
+    "options",
+    [{"softcap": 5.0}, {"scale": 0.125}, {"bias": False}, {"softcap": 2.0, "scale": 3.0, "bias": False}],
+    ids=str,
 )
 @pytest.mark.parametrize("implementation", ["chunked", "reference"])
 def test_scale_bias_and_softcap_enter_as_written(implementation, options):

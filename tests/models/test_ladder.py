@@ -58,7 +58,9 @@ def test_the_10B_row_is_the_one_that_its_printed_mlp_width_does_not_explain():
     assert f"{dataclasses.replace(config, mlp_width=12_800).num_params / 1e9:.4g}" == "10.05"
 
 
-@pytest.mark.parametrize(("width", "layers"), [(16, 1), (32, 1), (48, 2), (64, 2), (80, 2), (96, 3), (128, 4), (256, 8)])
+@pytest.mark.parametrize(
+    ("width", "layers"), [(16, 1), (32, 1), (48, 2), (64, 2), (80, 2), (96, 3), (128, 4), (256, 8)]
+)
 def test_laptop_rungs_have_about_one_layer_for_every_32_of_width(width, layers):
     config = ladder.laptop(width, 257)
     assert config.num_layers == layers and abs(layers - width / 32) <= 0.5
