@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxdistill import checkpoint, data, evals, metrics, rundir
@@ -123,8 +124,7 @@ def _train(experiment: Experiment, directory: Path, cache: Path | None, quiet: b
             state, numbers = checkpoints.restore(program.abstract)
             seconds = numbers["seconds"]
         trainer = Trainer(experiment, directory, program, dataset, teacher_params, checkpoints, seconds)
-        state = trainer.train(state, quiet)
-        scores = trainer.evaluate(state)
+        scores = trainer.train(state, quiet)
         checkpoints.wait()
     result = _result(experiment, dataset, teacher_directory, scores, trainer.seconds())
     rundir.write_json(directory / rundir.RESULT, result)
@@ -158,56 +158,45 @@ class Trainer:
         """Wall time of the run so far, over all its starts."""
         return self.seconds_before + time.monotonic() - self._began
 
-    def train(self, state: State, quiet: bool) -> State:
-        """From the state's step to the last one."""
+    def train(self, state: State, quiet: bool) -> dict[str, float]:
+        """From the state's step to the last one, and the validation scores at the end."""
         experiment, start = self.experiment, int(state.step)
         writer = metrics.Writer(self.directory, rundir.METRICS, start)
         batches = self.dataset.batches(experiment.batch, experiment.seed, start, experiment.steps)
         with contextlib.closing(writer), _signals() as received, _bar(experiment, start, quiet) as advance:
-            pending, clock = None, (start, time.monotonic())
+            log = _Log(writer, experiment, start)
             for step, batch in enumerate(batches, start):
-                state, values = self.program.step(
-                    state, self.teacher_params, self.program.place(batch), *self._inputs(step)
-                )
+                rates, coef = self._inputs(step)
+                state, values = self.program.step(state, self.teacher_params, self.program.place(batch), rates, coef)
+                advance()
                 done = step + 1
                 if done % experiment.log_every == 0 or done == experiment.steps:
-                    # The row before is written now: its values are ready, so the devices never wait for the log.
-                    clock = self._log(writer, pending, clock)
-                    pending = (done, values | self._inputs(step)[0])
-                if received:
+                    log.note(done, values | rates)
+                if received and done < experiment.steps:
+                    log.flush()
                     self._save(state, done)
                     self.checkpoints.wait()
                     raise Interrupted(received[0], done, experiment.steps)
-                if experiment.evaluate_every and done % experiment.evaluate_every == 0 and done < experiment.steps:
-                    writer.write(done, {f"validation/{k}": v for k, v in self.evaluate(state).items()})
-                if experiment.checkpoint_every and done % experiment.checkpoint_every == 0 and done < experiment.steps:
+                if done == experiment.steps:
+                    break
+                if experiment.evaluate_every and done % experiment.evaluate_every == 0:
+                    log.flush()
+                    writer.write(done, {f"validation/{name}": value for name, value in self.evaluate(state).items()})
+                if experiment.checkpoint_every and done % experiment.checkpoint_every == 0:
+                    log.flush()
                     self._save(state, done)
-                advance()
-            self._log(writer, pending, clock)
-            if start < experiment.steps:
-                writer.write(experiment.steps, {f"validation/{k}": v for k, v in self.evaluate(state).items()})
-            self._save(state, experiment.steps)
-        return state
+            log.flush()
+            scores = self.evaluate(state)
+            if start < experiment.steps:  # else a run that was killed after its last checkpoint, which follows the row
+                writer.write(experiment.steps, {f"validation/{name}": value for name, value in scores.items()})
+                self._save(state, experiment.steps)
+        return scores
 
     def _inputs(self, step: int) -> tuple[dict, dict]:
         """Rates and coefficients of a step: numbers, so that schedules and lengths share one compiled program."""
         steps = self.experiment.steps
-        coef = {name: jnp.float32(term.at(step, steps)) for name, term in self.experiment.objective.items()}
+        coef = {name: np.float32(term.at(step, steps)) for name, term in self.experiment.objective.items()}
         return self.experiment.optim.rates(step, steps), coef
-
-    def _log(self, writer: metrics.Writer, pending, clock) -> tuple[int, float]:
-        if pending is None:
-            return clock
-        done, values = pending
-        row = {name: float(value) for name, value in values.items()}
-        if not math.isfinite(row["loss"]):
-            raise InputError(
-                f"the loss is {row['loss']} at step {done} in {self.directory}; try a lower optim.peak or more warm-up"
-            )
-        then, now = clock, (done, time.monotonic())
-        tokens = (done - then[0]) * self.experiment.batch * self.experiment.data.length
-        writer.write(done, row | {"tokens_per_second": tokens / (now[1] - then[1])})
-        return now
 
     def _save(self, state: State, done: int) -> None:
         self.checkpoints.save(state, done, seconds=self.seconds())
@@ -216,6 +205,37 @@ class Trainer:
         """Means over the validation windows, in nats per token."""
         batches = map(self.program.place, self.dataset.validation(self.experiment.batch))
         return evals.evaluate(self.program.evaluate, state.params, self.teacher_params, batches)
+
+
+class _Log:
+    """Writes a row one logged step late: its values are ready by then, so the devices never wait for the log.
+
+    Whatever makes earlier steps final, a checkpoint above all, calls `flush` first: no row may be lost behind it.
+    """
+
+    def __init__(self, writer: metrics.Writer, experiment: Experiment, start: int):
+        self._writer, self._tokens = writer, experiment.batch * experiment.data.length
+        self._pending: tuple[int, dict] | None = None
+        self._clock = (start, time.monotonic())
+
+    def note(self, done: int, values: dict) -> None:
+        """The values of one step, as device arrays."""
+        self.flush()
+        self._pending = (done, values)
+
+    def flush(self) -> None:
+        """Write what is pending. Raises InputError where the loss is not a number any more."""
+        if self._pending is None:
+            return
+        done, values = self._pending
+        row = {name: float(value) for name, value in values.items()}
+        if not math.isfinite(row["loss"]):
+            raise InputError(
+                f"the loss is {row['loss']} at step {done}; try a lower optim.peak or more optim.warmup"
+            )
+        (before, then), now = self._clock, time.monotonic()
+        self._writer.write(done, row | {"tokens_per_second": (done - before) * self._tokens / (now - then)})
+        self._pending, self._clock = None, (done, now)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """One step: exact accumulation, exact means, and who is changed by it."""
 
 import dataclasses
+import functools
 import math
 
 import chex
@@ -44,9 +45,14 @@ def random_batch(seed=0, weight_BL=None) -> Batch:
     return Batch(tokens[:, :-1], tokens[:, 1:], weight_BL.astype(np.float32), segment_BL, position_BL)
 
 
+@jax.jit
+def fresh(key):
+    return init_state(STUDENT, OPTIM, key)
+
+
 @pytest.fixture(scope="module")
 def state():
-    return jax.jit(lambda key: init_state(STUDENT, OPTIM, key))(jax.random.key(0))
+    return fresh(jax.random.key(0))
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +60,15 @@ def teacher_params():
     return jax.jit(TEACHER.init)(jax.random.key(1))
 
 
-def take_step(state, teacher_params, batch, *, objective=DISTIL, coef=COEF, rates=RATES, optim=OPTIM, **options):
+@functools.cache
+def compiled_step(objective, teacher=None, accumulate=1, optim=OPTIM):
+    return jax.jit(make_step(STUDENT, optim, objective, teacher=teacher, accumulate=accumulate))
+
+
+def take_step(state, teacher_params, batch, *, objective=DISTIL, coef=COEF, rates=RATES, accumulate=1):
     """One compiled step of the student; with no teacher parameters, without a teacher."""
     teacher = None if teacher_params is None else TEACHER
-    return jax.jit(make_step(STUDENT, optim, objective, teacher=teacher, **options))(
-        state, teacher_params, batch, rates, coef
-    )
+    return compiled_step(objective, teacher, accumulate)(state, teacher_params, batch, rates, coef)
 
 
 def assert_trees_close(got, expected, tolerance):
@@ -68,7 +77,9 @@ def assert_trees_close(got, expected, tolerance):
         assert np.linalg.norm(np.asarray(one) - other) <= tolerance * np.linalg.norm(other)
 
 
-def plain_loss(params, batch):
+@jax.jit
+@jax.value_and_grad
+def plain_gradient(params, batch):
     """The mean cross-entropy over all logits at once, by optax."""
     h_BLD, _ = STUDENT.hidden(params, batch.tokens_BL, batch.segment_BL, batch.position_BL)
     z_BLV = STUDENT.head(params, h_BLD).logits()[..., :VOCAB_SIZE]
@@ -81,10 +92,10 @@ def test_the_gradient_is_that_of_the_mean_over_all_tokens_however_the_batch_is_c
     batch = random_batch()
     assert accumulate < 4 or not micro_batches(batch, 4).weight_BL[1].any()
     after, metrics = take_step(state, None, batch, objective=CE, coef={"ce": 1.0}, accumulate=accumulate)
-    loss, gradient = jax.jit(jax.value_and_grad(plain_loss))(state.params, batch)
+    loss, gradient = plain_gradient(state.params, batch)
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-6)
-    np.testing.assert_allclose(metrics["grad_norm"], optax.global_norm(gradient), rtol=1e-5)
-    clipped = jax.tree.map(lambda g: g / max(1.0, optax.global_norm(gradient)), gradient)
+    np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(gradient), rtol=1e-5)
+    clipped = jax.tree.map(lambda g: g / max(1.0, optax.tree.norm(gradient)), gradient)
     # Adam's first moment after one step is (1 - b1) g; a gradient is a sum over the 80 tokens through 2 layers
     assert_trees_close(after.opt[1].mu, jax.tree.map(lambda g: 0.1 * g, clipped), 2 * 10 * 2 * math.sqrt(80) * U)
 
@@ -175,19 +186,18 @@ def test_the_teacher_is_neither_changed_nor_donated_nor_part_of_the_state(state,
     chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
 
 
-@pytest.mark.parametrize("implementation", ["chunked", "reference"])
-def test_no_gradient_reaches_the_teacher(state, teacher_params, implementation):
-    # Its one matmul with the output embedding is forward: a backward pass would make another for h and one for w.
-    rows = f"f32[{VOCAB_SIZE},24]"
+def test_no_gradient_of_the_teacher_is_formed(state, teacher_params):
+    # With it would come a matmul whose result has the shape of the teacher's embedding, which the forward pass has not.
+    def matmuls(function):
+        lines = str(jax.make_jaxpr(function)(teacher_params)).splitlines()
+        return sum(f"f32[{VOCAB_SIZE},24] = dot_general" in line for line in lines)
 
-    def backward_matmuls(teacher):
-        objective, coef = (CE, {"ce": 1.0}) if teacher is None else (DISTIL, COEF)
-        step = make_step(STUDENT, OPTIM, objective, teacher=teacher, implementation=implementation)
-        params = None if teacher is None else teacher_params
-        jaxpr = str(jax.make_jaxpr(step)(state, params, random_batch(), RATES, coef))
-        return sum(rows in line.split("= dot_general")[0] for line in jaxpr.splitlines() if "= dot_general" in line)
+    def step(teacher_params, implementation):
+        take = make_step(STUDENT, OPTIM, DISTIL, teacher=TEACHER, implementation=implementation)
+        return take(state, teacher_params, random_batch(), RATES, COEF)
 
-    assert backward_matmuls(TEACHER) == 0
+    assert matmuls(jax.grad(lambda params: step(params, "reference")[1]["loss"])) > 0  # so the search can find one
+    assert matmuls(lambda params: step(params, "reference")) == matmuls(lambda params: step(params, "chunked")) == 0
 
 
 def test_a_student_at_its_teacher_stays_there(state):
@@ -207,7 +217,7 @@ def test_the_loss_falls_to_the_teachers_entropy_and_the_student_copies_it(state,
 
 
 def test_one_batch_can_be_learned_by_heart(state):
-    step, batch = jax.jit(make_step(STUDENT, AdamW(), CE)), random_batch(weight_BL=np.ones((B, L)))
+    step, batch = compiled_step(CE, optim=AdamW()), random_batch(weight_BL=np.ones((B, L)))
     for _ in range(150):
         state, metrics = step(state, None, batch, RATES, {"ce": 1.0})
     # positions 0 and 6 begin a document, where the same token may have two successors
@@ -218,7 +228,7 @@ def test_one_batch_can_be_learned_by_heart(state):
 def test_neither_schedules_nor_step_numbers_nor_data_compile_anything_anew(teacher_params):
     chex.clear_trace_counter()
     step = jax.jit(chex.assert_max_traces(make_step(STUDENT, OPTIM, DISTIL, teacher=TEACHER), n=1))
-    optim, state = AdamW(warmup=2), jax.jit(lambda key: init_state(STUDENT, OPTIM, key))(jax.random.key(0))
+    optim, state = AdamW(warmup=2), fresh(jax.random.key(0))
     for number in range(4):
         coef = {"kl": 1.0 - number / 4, "ce": number / 4, "z": 1e-4}
         state, _ = step(state, teacher_params, random_batch(number), optim.rates(number, 4), coef)
@@ -236,7 +246,7 @@ def test_sums_of_an_evaluation_add_to_the_metrics_of_the_step(state, teacher_par
 
 
 def test_a_fresh_state_has_taken_no_step_and_depends_on_its_key_alone(state):
-    again, other = (jax.jit(lambda key: init_state(STUDENT, OPTIM, key))(jax.random.key(seed)) for seed in (0, 1))
+    again, other = fresh(jax.random.key(0)), fresh(jax.random.key(1))
     chex.assert_trees_all_equal(again, state)
     assert state.step == 0 and state.step.dtype == jnp.int32
     assert not np.array_equal(other.params["embed_VD"], state.params["embed_VD"])
