@@ -230,9 +230,7 @@ class _Log:
         done, values = self._pending
         row = {name: float(value) for name, value in values.items()}
         if not math.isfinite(row["loss"]):
-            raise InputError(
-                f"the loss is {row['loss']} at step {done}; try a lower optim.peak or more optim.warmup"
-            )
+            raise InputError(f"the loss is {row['loss']} at step {done}; try a lower optim.peak or more optim.warmup")
         (before, then), now = self._clock, time.monotonic()
         self._writer.write(done, row | {"tokens_per_second": (done - before) * self._tokens / (now - then)})
         self._pending, self._clock = None, (done, now)

@@ -47,7 +47,9 @@ def test_the_schedule_is_that_of_optax():
     cosine = optax.schedules.cosine_decay_schedule(0.3, steps - 1 - 7, alpha=0.05)
     warmup = optax.schedules.linear_schedule(0.0, 0.3, 7)
     expected = [warmup(step + 1) if step < 7 else cosine(step - 7) for step in range(steps)]
-    np.testing.assert_allclose([optim.rates(step, steps)["learning_rate"] for step in range(steps)], expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        [optim.rates(step, steps)["learning_rate"] for step in range(steps)], expected, rtol=1e-5
+    )
 
 
 def test_weight_decay_follows_the_schedule_and_not_the_learning_rate():

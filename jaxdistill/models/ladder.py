@@ -43,6 +43,9 @@ def paper(num_layers: int, vocab_size: int = 32_768, **changes) -> Config:
 
 
 def laptop(width: int, vocab_size: int, **changes) -> Config:
-    """The ladder continued downward: about one layer for every 32 of width, heads of 16, the rate as at width 64."""
+    """The ladder continued downward: about one layer for every 32 of width, heads of 16, the rate as at width 64.
+
+    Two layers are the least: one alone cannot look up what followed an earlier token, and would be another family.
+    """
     defaults = {"head_size": 16, "multiple": 8, "base_width": 64}
-    return rung(max(1, round(width / 32)), width, vocab_size, **(defaults | changes))
+    return rung(max(2, round(width / 32)), width, vocab_size, **(defaults | changes))

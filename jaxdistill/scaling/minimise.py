@@ -117,7 +117,8 @@ def _newton(law, theta_P, weight_R, *, data, delta, free_P):
         move_QP = slope_P / (curvature_P + curvature_P.max() * DAMPING_Q[:, None] + 1e-30)
         move_P = move_QP[jnp.argmax(jnp.linalg.norm(move_QP, axis=1) <= state.radius)]
         decrease = slope_P @ move_P - 0.5 * curvature_P @ move_P**2
-        theta_P = state.theta_P - basis_PP @ move_P
+        # A coordinate that is held stays to the bit: the eigenbasis keeps it apart only to rounding.
+        theta_P = jnp.where(free_P, state.theta_P - basis_PP @ move_P, state.theta_P)
         value, gradient_P, hessian_PP = evaluate(theta_P)
         sound = jnp.isfinite(value) & jnp.isfinite(gradient_P).all() & jnp.isfinite(hessian_PP).all()
         better = sound & (value <= state.value)

@@ -82,18 +82,12 @@ def html(
       drawings: SVG documents by name, drawn in the colours of `style`.
       doubts: sentences a reader should see before any number.
     """
-    shown = [
-        f"<figure>{inline(name, svg)}<figcaption>{_text(CAPTIONS[name])}</figcaption></figure>"
-        for name, svg in drawings.items()
-    ]
     parts = [
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
         "<meta name='viewport' content='width=device-width, initial-scale=1'><title>Scaling laws of these runs</title>",
         f"<style>{STYLE}</style></head><body><h1>Scaling laws of these runs</h1>{_lead(table)}",
         *(f"<p class='doubt'>{_text(doubt)}</p>" for doubt in doubts),
-        *(_section(fit) for fit in fits),
-        "<h2>Figures</h2>",
-        *shown,
+        *(_section(fit) + _figures(fit, drawings) for fit in fits),
         f"<h2>Runs</h2><p class='lead'>Click a heading to sort.</p>{_runs(table, fits)}",
         f"<details><summary>The same in plain text</summary><pre>{_text(chr(10).join(summaries))}</pre></details>",
         f"<script>{SCRIPT}</script></body></html>",
@@ -108,6 +102,15 @@ def inline(name: str, svg: str) -> str:
     for grey, colour in ((style.INK, "currentColor"), (style.FAINT, "var(--faint)"), (style.RULE, "var(--rule)")):
         svg = svg.replace(grey, colour)
     return svg.replace("#ffffff", "var(--page)").replace("<svg ", "<svg role='img' ", 1)
+
+
+def _figures(fit: Fit | NotIdentified, drawings: Mapping[str, str]) -> str:
+    own = {"supervised": "isoflop", "distilled": "teachers"}[fit.kind]
+    return "".join(
+        f"<figure>{inline(name, svg)}<figcaption>{_text(CAPTIONS[name])}</figcaption></figure>"
+        for name, svg in drawings.items()
+        if name == own or name.startswith(fit.kind)
+    )
 
 
 def _lead(table: Table) -> str:

@@ -1,0 +1,69 @@
+"""How a benchmark answers: tables on the screen, and the same in a dated page under results/."""
+
+import dataclasses
+import os
+import pathlib
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from importlib import metadata
+
+import jax
+from rich.console import Console
+from rich.table import Table as Grid
+
+RESULTS = pathlib.Path(__file__).parent / "results"
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A title, the names of the columns, and the rows."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[object]]
+
+    def markdown(self) -> str:
+        lines = [self.columns, ["---"] * len(self.columns), *self.rows]
+        return "\n".join([f"## {self.title}", "", *("| " + " | ".join(map(str, line)) + " |" for line in lines)])
+
+    def grid(self) -> Grid:
+        grid = Grid(*map(str, self.columns), title=self.title)
+        for row in self.rows:
+            grid.add_row(*map(str, row))
+        return grid
+
+
+def hardware() -> str:
+    """The devices, and the processor beneath them."""
+    devices = sorted({f"{device.platform} {device.device_kind}" for device in jax.devices()})
+    info = pathlib.Path("/proc/cpuinfo")
+    models = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
+    cores = len(os.sched_getaffinity(0))
+    return (
+        f"{len(jax.devices())} x {', '.join(devices)}; {cores} cores of {models[0] if models else platform.machine()}"
+    )
+
+
+def write(name: str, notes: str, tables: Sequence[Table]) -> None:
+    """Print the tables and put them into results/<name>.md, with date, hardware, versions and command."""
+    versions = ", ".join(f"{package} {metadata.version(package)}" for package in ("jaxdistill", "jax", "jaxlib"))
+    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
+    head = [
+        f"# {name}",
+        "",
+        f"- date: {time.strftime('%Y-%m-%d')}",
+        f"- command: `python {' '.join(sys.argv)}`",
+        f"- hardware: {hardware()}; load average at the end {load}",
+        f"- versions: Python {platform.python_version()}, {versions}",
+        f"- {notes}",
+    ]
+    RESULTS.mkdir(exist_ok=True)
+    page = RESULTS / f"{name}.md"
+    partial = page.with_name(f".{page.name}.partial")
+    partial.write_text("\n".join(head) + "\n\n" + "\n\n".join(table.markdown() for table in tables) + "\n")
+    os.replace(partial, page)
+    for table in tables:
+        Console().print(table.grid())
+    print(f"written to {page}")
