@@ -1,19 +1,35 @@
-"""How a benchmark answers: tables on the screen, and the same in a dated page under results/."""
+"""What benchmarks share: fresh processes, a progress bar, and the answer as a dated page under results/."""
 
+import concurrent.futures
 import dataclasses
+import multiprocessing
 import os
 import pathlib
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
+from typing import Any
 
 import jax
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table as Grid
 
 RESULTS = pathlib.Path(__file__).parent / "results"
+
+
+def in_fresh_process(function: Callable, *arguments: Any) -> Any:
+    """function(*arguments) in a process of its own, so that nothing of an earlier measurement is there."""
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def progress(cases: Sequence[Any], what: str) -> Iterable[Any]:
+    """The cases, with a bar on the standard error."""
+    return track(cases, what, console=Console(stderr=True))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,9 +10,9 @@ Each alternative is one jitted value and gradient (dh and dW) of a mean loss ove
     recompute  the streamed loss's chunks under jax.checkpoint: logits are formed again in the backward pass
     streamed   losses.linear_heads: gradients are formed with the logits
 
-Expected before measuring. Time in matmul passes of 2 N D V FLOP: full and streamed 3, recompute 4; a chunk that stays in
-the cache should make up for the extra reading of W, so streamed ~ full and recompute ~ 4/3 of it; a KL has one pass more
-everywhere, two more with recompute. Memory: full grows as N V, streamed as a chunk and dW alone, flat in L.
+Expected before measuring. Time in matmul passes of 2 N D V FLOP: full and streamed 3, recompute 4; a chunk that stays
+in the cache should make up for the extra reading of W, so streamed ~ full and recompute ~ 4/3 of it; a KL has one pass
+more everywhere, two more with recompute. Memory: full grows as N V, streamed as a chunk and dW alone, flat in L.
 
 Times are the least of several rounds in which the alternatives take turns, since the machine may be shared. Temporary
 memory is what XLA allots beyond inputs and outputs, known once a program is compiled. Growth is how far the memory of a
@@ -21,11 +21,9 @@ the copy of dh and dW that the streamed loss keeps from its forward pass for its
 """
 
 import argparse
-import concurrent.futures
 import dataclasses
 import functools
 import itertools
-import multiprocessing
 import pathlib
 import re
 import time
@@ -117,7 +115,7 @@ def with_optax(loss, head, target):
 
 def recompute(loss, head, target):
     batch, length, _ = head.h_BLD.shape
-    positions = api.default_positions(batch, length, len(head.w_VD))
+    positions = api.default_positions(batch, length)
     chunks = -(-length // positions)
     pad = chunks * -(-length // chunks) - length
 
@@ -194,13 +192,6 @@ def growth(sizes: Sizes, name: str, loss: str, vocabulary: int, length: int) -> 
     return (memory_now()[1] - before - sum(x.nbytes for x in jax.tree.leaves(results))) / MIB
 
 
-def in_fresh_process(function, *arguments):
-    """Called in a process of its own, so that nothing of an earlier measurement is there."""
-    spawn = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
-        return pool.submit(function, *arguments).result()
-
-
 def least_times(programs: dict, arguments, rounds: int) -> dict:
     """Seconds of the fastest of `rounds` calls each; the programs take turns."""
     times = {name: [] for name in programs}
@@ -226,15 +217,16 @@ def difference(programs: dict, arguments) -> float:
 
 def growth_table(sizes: Sizes) -> report.Table:
     rows = []
-    for loss, (vocabulary, length) in itertools.product(LOSSES, sizes.grown):
-        grown = [in_fresh_process(growth, sizes, name, loss, vocabulary, length) for name in ALTERNATIVES]
+    for loss, (vocabulary, length) in report.progress(list(itertools.product(LOSSES, sizes.grown)), "growth"):
+        grown = [report.in_fresh_process(growth, sizes, name, loss, vocabulary, length) for name in ALTERNATIVES]
         rows.append((loss, vocabulary, length, *(f"{mib:.0f}" for mib in grown)))
     return report.Table("Growth of a fresh process, MiB", ("loss", "V", "L", *ALTERNATIVES), rows)
 
 
 def temp_table(sizes: Sizes) -> report.Table:
     rows = []
-    for loss, vocabulary, length in itertools.product(LOSSES, sizes.vocabularies, sizes.lengths):
+    cases = list(itertools.product(LOSSES, sizes.vocabularies, sizes.lengths))
+    for loss, vocabulary, length in report.progress(cases, "temporary memory"):
         head = jax.eval_shape(lambda v=vocabulary, n=length: inputs(sizes, v, n))
         programs = [compiled(alternative, LOSSES[loss], head) for alternative in ALTERNATIVES.values()]
         temps = [program.memory_analysis().temp_size_in_bytes / MIB for program in programs]
@@ -244,7 +236,7 @@ def temp_table(sizes: Sizes) -> report.Table:
 
 def time_table(sizes: Sizes) -> report.Table:
     rows = []
-    for loss, (vocabulary, length) in itertools.product(LOSSES, sizes.timed):
+    for loss, (vocabulary, length) in report.progress(list(itertools.product(LOSSES, sizes.timed)), "time"):
         arguments = inputs(sizes, vocabulary, length)
         programs = {name: compiled(f, LOSSES[loss], arguments) for name, f in ALTERNATIVES.items()}
         times = least_times(programs, arguments, sizes.rounds)
@@ -255,9 +247,9 @@ def time_table(sizes: Sizes) -> report.Table:
 
 
 def chunk_table(sizes: Sizes) -> report.Table:
-    """Where `api.CHUNK_ELEMENTS` comes from."""
+    """Where `api.CHUNK_TOKENS` comes from."""
     rows = []
-    for vocabulary, length in sizes.timed:
+    for vocabulary, length in report.progress(sizes.timed, "chunks"):
         arguments = inputs(sizes, vocabulary, length)
         counts = [min(length, max(1, 2**e // (sizes.batch * vocabulary))) for e in sizes.chunks]
         programs = {
@@ -265,7 +257,7 @@ def chunk_table(sizes: Sizes) -> report.Table:
             for n in dict.fromkeys(counts)
         }
         times = least_times(programs, arguments, sizes.rounds)
-        default = api.default_positions(sizes.batch, length, vocabulary)
+        default = api.default_positions(sizes.batch, length)
         rows.append((vocabulary, length, *(f"{1e3 * times[n]:.1f} ({n})" for n in counts), default))
     columns = ("V", "L", *(f"2^{e} logits" for e in sizes.chunks), "default positions")
     return report.Table("Streamed cross-entropy by size of a chunk, ms (positions)", columns, rows)
@@ -277,7 +269,7 @@ def main() -> None:
     sizes = SIZES[parser.parse_args().sizes]
     # Fresh processes first: on a GPU this one would hold the memory they need.
     tables = [growth_table(sizes), temp_table(sizes), time_table(sizes), chunk_table(sizes)]
-    notes = f"B = {sizes.batch}, D = C = {sizes.width}, {sizes.dtype}; times are the least of {sizes.rounds} interleaved calls"
+    notes = f"B = {sizes.batch}, D = C = {sizes.width}, {sizes.dtype}; times: least of {sizes.rounds} interleaved calls"
     report.write("streamed_head", notes, tables)
 
 

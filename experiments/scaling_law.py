@@ -78,10 +78,11 @@ def laptop() -> Preset:
     return Preset(
         base=base,
         sizes=sizes,
-        budgets=(6e10, 1.5e11, 4e11),
+        budgets=(4e10, 1e11, 2.5e11),
         fixed_m=("d32", "d48"),
-        isoflop_students=(("d16", "d32", "d48"), (1.2e11,)),
+        isoflop_students=(("d16", "d32", "d48"), (6e10,)),
         fixed_m_students=("d16", "d32"),
+        tokens_per_parameter=10.0,
     )
 
 
@@ -170,7 +171,7 @@ def distilled(preset: Preset, size: str, tokens: float, teacher: Experiment, pro
 
 def points(preset: Preset) -> Iterator[tuple[str, Experiment]]:
     """Every run of a preset by name."""
-    M, smallest = preset.tokens_per_parameter, 60  # fewer steps than that measure the warm-up
+    M, smallest = preset.tokens_per_parameter, 40  # fewer steps than that measure the warm-up
     fixed, equal = {}, {}
     for size in preset.fixed_m:
         fixed[size] = supervised(preset, size, M * preset.sizes[size].num_params, f"fixed-m {M:g}")

@@ -10,6 +10,7 @@ from jax.sharding import NamedSharding
 
 from jaxdistill import checkpoint, dims, evals
 from jaxdistill.experiment import Experiment
+from jaxdistill.losses.linear_heads.api import default_positions
 from jaxdistill.losses.objective import Objective
 from jaxdistill.models.transformer import Transformer
 from jaxdistill.parallel import rules
@@ -58,9 +59,22 @@ def build(experiment: Experiment, teacher: Transformer | None = None, devices=No
             **{name: jax.make_array_from_process_local_data(batch_sharding(name), x) for name, x in arrays.items()}
         )
 
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    step = make_step(
+        model,
+        experiment.optim,
+        objective,
+        teacher=teacher,
+        accumulate=experiment.accumulate,
+        positions=default_positions(rows // shards, experiment.data.length),
+    )
+    evaluate = make_eval(
+        model,
+        evals.objective(teacher is not None),
+        teacher=teacher,
+        positions=default_positions(experiment.batch // shards, experiment.data.length),
+    )
     precise = precision(experiment.dtype)
-    step = make_step(model, experiment.optim, objective, teacher=teacher, accumulate=experiment.accumulate)
-    evaluate = make_eval(model, evals.objective(teacher is not None), teacher=teacher)
     return Program(
         step=precise(jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))),
         evaluate=precise(jax.jit(evaluate)),

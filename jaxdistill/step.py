@@ -45,7 +45,7 @@ def micro_batches(batch: Any, number: int) -> Any:
 
 
 def make_step(
-    model, optimizer, objective: Objective, *, teacher=None, accumulate: int = 1, implementation: str | None = None
+    model, optimizer, objective: Objective, *, teacher=None, accumulate: int = 1, **streaming: Any
 ) -> Callable:
     """step(state, teacher_params, batch, rates, coef) -> (state, metrics), to be compiled with jax.jit.
 
@@ -55,7 +55,7 @@ def make_step(
       objective: terms by name; `coef` of the step has a number for each.
       teacher: a model, or None.
       accumulate: micro-batches a batch is cut into; sums and counts add, so uneven and empty rows stay exact.
-      implementation: of the streamed head.
+      **streaming: `implementation` and `positions` of `linear_heads.api.weighted_sum`.
 
     The metrics are fp32 scalars: the mean of each term, "loss", "grad_norm" and the count "tokens".
     """
@@ -64,7 +64,7 @@ def make_step(
     def loss(params, target, batch, coef):
         h_BLD, _ = model.hidden(params, batch.tokens_BL, batch.segment_BL, batch.position_BL)
         total, values = api.weighted_sum(
-            objective, model.head(params, h_BLD), target, batch.weight_BL, coef, implementation=implementation
+            objective, model.head(params, h_BLD), target, batch.weight_BL, coef, **streaming
         )
         return total, reduce.sums(values, batch.weight_BL)
 
@@ -88,14 +88,14 @@ def make_step(
     return step
 
 
-def make_eval(model, objective: Objective, *, teacher=None, implementation: str | None = None) -> Callable:
+def make_eval(model, objective: Objective, *, teacher=None, **streaming: Any) -> Callable:
     """evaluate(params, teacher_params, batch) -> sums of every term and the count, to be added over batches."""
     target_of, coef = make_target(teacher), {name: 1.0 for name, _ in objective.losses}
 
     def evaluate(params: Any, teacher_params: Any, batch: Any) -> dict[str, Array]:
         h_BLD, _ = model.hidden(params, batch.tokens_BL, batch.segment_BL, batch.position_BL)
         head, target = model.head(params, h_BLD), target_of(teacher_params, batch)
-        _, values = api.weighted_sum(objective, head, target, batch.weight_BL, coef, implementation=implementation)
+        _, values = api.weighted_sum(objective, head, target, batch.weight_BL, coef, **streaming)
         return reduce.sums(values, batch.weight_BL)
 
     return evaluate

@@ -64,7 +64,7 @@ def test_rates_are_fp32_scalars_so_that_steps_share_one_program():
 
 
 def test_directions_are_those_of_adam_on_clipped_gradients():
-    # Kingma & Ba 2015, algorithm 1, in float64; gradients above the norm of 1 are scaled down to it (Pascanu et al. 2013)
+    # Kingma & Ba 2015, algorithm 1, in float64; gradients of a norm above 1 are scaled to it (Pascanu et al. 2013)
     optim, rng = AdamW(b1=0.8, b2=0.9, eps=1e-3), np.random.default_rng(0)
     params = {"w_DF": jnp.zeros((4, 5)), "norm_D": jnp.zeros(4)}
     transform = optim.transform()
@@ -131,9 +131,10 @@ def test_a_linear_coefficient_goes_from_start_to_end_and_stays():
     assert Linear(3.0, 3.0)(7, 10) == 3.0
 
 
-# Width transfer. Rates are a factor 3 apart; the widths span a factor 4. In the plain parametrisation the best rate of
-# Adam falls as 1 / width (Yang et al. 2022, arXiv 2203.03466, fig. 1), here by one place on the grid: so the same
-# place for all widths is a statement. One layer of fixed head size, since only the width may differ.
+# Width transfer. Rates are a factor 3 apart and the widths span a factor 4. In the plain parametrisation the best rate
+# of Adam falls with the width (Yang et al. 2022, arXiv 2203.03466, fig. 1): hidden matrices want 1 / width, the output
+# 1 / sqrt(width). Near its minimum the loss is flat beside its noise of 0.01 nats, so the place of the best rate on the
+# grid is read off the parabola through the three lowest points. One layer of fixed head size: only the width differs.
 
 PEAKS = np.float32([3.0**-power / 4 for power in range(5)])
 STEPS, BATCH, LENGTH, ALPHABET = 100, 8, 16, 16
@@ -141,8 +142,8 @@ STEPS, BATCH, LENGTH, ALPHABET = 100, 8, 16, 16
 
 @pytest.fixture(scope="module")
 def markov_batches() -> Batch:
-    """STEPS batches of fresh text, [STEPS, B, L]; the entropies are 2.76, 2.51 and 1.17 nats at 0, 1 and 2 letters."""
-    source = Markov(ALPHABET, 2, concentration=0.1, seed=0, num_documents=STEPS * BATCH, length=LENGTH + 1)
+    """STEPS batches of fresh text, [STEPS, B, L]; entropies are 2.49 nats of a letter alone and 1.08 after another."""
+    source = Markov(ALPHABET, 1, concentration=0.1, seed=0, num_documents=STEPS * BATCH, length=LENGTH + 1)
     text = "".join(source.documents("train")).encode()
     letters = np.frombuffer(text, np.uint8).reshape(STEPS, BATCH, LENGTH + 1).astype(np.int32) - ord("a")
     ones = np.ones((STEPS, BATCH, LENGTH), np.float32)
@@ -165,17 +166,22 @@ def final_losses(width: int, base_width: int, batches: Batch) -> np.ndarray:
             batch, rates = now
             return step(state, None, batch, rates | {"learning_rate": peak * rates["learning_rate"]}, {"ce": 1.0})
 
-        state = init_state(model, optim, jax.random.key(1))
+        state = init_state(model, optim, jax.random.key(1, impl="rbg"))  # whose draws compile in a third of the time
         return jax.lax.scan(body, state, (batches, rates))[1]["loss"]
 
     return np.asarray(train(PEAKS))[:, -STEPS // 5 :].mean(-1)
 
 
+def best_place(losses: np.ndarray) -> float:
+    """Where on the grid the loss is least: 0 is the first rate, 1.5 half-way from the second to the third."""
+    lowest = int(losses.argmin())
+    assert 0 < lowest < len(losses) - 1, f"the best rate is at the edge of the grid: {losses}"
+    before, here, after = losses[lowest - 1 : lowest + 2]
+    return lowest + 0.5 * (before - after) / (before - 2 * here + after)
+
+
 def test_the_best_learning_rate_is_the_same_for_every_width_and_would_not_be_without_the_multipliers(markov_batches):
-    loss = {width: final_losses(width, 32, markov_batches) for width in (32, 64, 128)}
-    best = {width: int(losses.argmin()) for width, losses in loss.items()}
-    assert best == {32: 2, 64: 2, 128: 2}, loss
-    assert loss[128].min() < loss[64].min() < loss[32].min(), loss  # wider is better, as it should be at the best rate
-    plain = final_losses(128, 128, markov_batches)
-    assert plain.argmin() == 3, plain
-    assert plain[2] - plain.min() > 0.02 < plain.min() - loss[128].min(), (plain, loss)
+    place = {width: best_place(final_losses(width, 32, markov_batches)) for width in (32, 64, 128)}
+    assert max(place.values()) - min(place.values()) < 0.5, place  # of a factor 3
+    plain = best_place(final_losses(128, 128, markov_batches))
+    assert plain > place[128] + 1, (plain, place)  # below a third of the rate

@@ -1,4 +1,4 @@
-"""The losses on logits alone, against closed forms and limits. A head with the unit matrix stands for its own logits."""
+"""The losses on logits alone, against closed forms and limits. A head with the unit matrix stands for logits."""
 
 import jax
 import jax.numpy as jnp
@@ -165,5 +165,5 @@ def test_forward_kl_without_a_teacher_is_refused_in_one_sentence():
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
 def test_a_temperature_that_is_not_above_zero_is_refused(temperature):
-    with pytest.raises(InputError, match="temperature is .* it must be above 0"):
+    with pytest.raises(InputError, match=r"temperature is .* it must be above 0"):
         ForwardKL(temperature)

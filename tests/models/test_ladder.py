@@ -75,5 +75,5 @@ def test_any_field_of_the_config_can_be_changed():
 
 
 def test_a_width_that_heads_cannot_divide_is_refused():
-    with pytest.raises(InputError, match="^a width of 40 cannot be cut into heads of 16$"):
+    with pytest.raises(InputError, match=r"^a width of 40 cannot be cut into heads of 16$"):
         ladder.laptop(40, 257)

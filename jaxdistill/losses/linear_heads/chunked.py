@@ -32,7 +32,7 @@ def weighted_sum(
 ) -> tuple[Array, dict[str, Array]]:
     """As `reference.weighted_sum`, with fp32 logits for `positions` positions of every sequence at a time.
 
-    Differentiable in the total with respect to `head`. Tokens of weight zero must hold finite numbers (`api` sees to it).
+    Differentiable in the total with respect to `head`. Tokens of weight zero hold finite numbers: `api` sees to it.
     """
     length = weight_BL.shape[1]
     num_chunks = -(-length // positions)
