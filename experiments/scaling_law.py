@@ -78,7 +78,7 @@ def laptop() -> Preset:
     return Preset(
         base=base,
         sizes=sizes,
-        budgets=(4e10, 1e11, 2.5e11),
+        budgets=(4e10, 1.2e11, 3.6e11),
         fixed_m=("d32", "d48"),
         isoflop_students=(("d16", "d32", "d48"), (6e10,)),
         fixed_m_students=("d16", "d32"),

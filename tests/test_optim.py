@@ -180,8 +180,17 @@ def best_place(losses: np.ndarray) -> float:
     return lowest + 0.5 * (before - after) / (before - 2 * here + after)
 
 
-def test_the_best_learning_rate_is_the_same_for_every_width_and_would_not_be_without_the_multipliers(markov_batches):
-    place = {width: best_place(final_losses(width, 32, markov_batches)) for width in (32, 64, 128)}
-    assert max(place.values()) - min(place.values()) < 0.5, place  # of a factor 3
+@pytest.fixture(scope="module")
+def place(markov_batches) -> dict[int, float]:
+    return {width: best_place(final_losses(width, 32, markov_batches)) for width in (32, 64, 128)}
+
+
+def test_the_best_learning_rate_is_the_same_for_every_width(place):
+    assert max(place.values()) - min(place.values()) < 0.5, place  # less than a factor sqrt(3)
+
+
+@pytest.mark.slow
+def test_without_the_multipliers_the_best_learning_rate_falls_with_the_width(place, markov_batches):
+    # At width 32 the two parametrisations are one. Four times as wide, the rate falls by sqrt(4) at least.
     plain = best_place(final_losses(128, 128, markov_batches))
-    assert plain > place[128] + 1, (plain, place)  # below a third of the rate
+    assert plain - place[32] > math.log(2, 3) and plain - place[128] > math.log(2, 3), (plain, place)
