@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 from typing import Any
 
-import jax
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table as Grid
@@ -53,6 +52,8 @@ class Table:
 
 def hardware() -> str:
     """The devices, and the processor beneath them."""
+    import jax  # here, so that a benchmark can time the import
+
     devices = sorted({f"{device.platform} {device.device_kind}" for device in jax.devices()})
     info = pathlib.Path("/proc/cpuinfo")
     models = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,8 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     options = parser().parse_args(arguments)
     _cache_compilations()
-    # A background writer that fails is asked for its error by the main thread, which answers; one trace is not news.
-    threading.excepthook = lambda failure: None
+    _leave_background_errors_to_the_main_thread()
     try:
         options.verb(options)
     except InputError as error:
@@ -42,6 +42,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _leave_background_errors_to_the_main_thread() -> None:
+    """A background writer that fails is asked for its error where its work is awaited; its own traces add nothing."""
+
+    def hook(kind, error, trace) -> None:
+        orphan = str(error) == "Event loop is closed"  # TensorStore answers an event loop that its failure has ended
+        if threading.current_thread() is threading.main_thread() and not orphan:
+            sys.__excepthook__(kind, error, trace)
+
+    sys.excepthook = hook
+    threading.excepthook = lambda failure: None
+
+
 def _complain(sentence: str, status: int) -> int:
     print(f"jaxdistill: {sentence}", file=sys.stderr)
     return status
@@ -56,6 +68,7 @@ def _cache_compilations() -> None:
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(cache_root() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")  # it is only slower then
 
 
 # ---------------------------------------------------------------------------------------------------------------------
