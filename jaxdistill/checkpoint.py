@@ -6,6 +6,7 @@ a batch is a function of seed and step). Arrays are restored onto whatever devic
 
 import contextlib
 import dataclasses
+import shutil
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -58,8 +59,19 @@ class Checkpoints:
             return
         metadata: dict[str, Any] = {"identity": self._identity, "data_position": step, **numbers}
         content = {"state": _as_dict(state)}
+        self._check_space(content)
         with _writing(self._directory):
             self._orbax.save_checkpointables_async(step, content, force=True, custom_metadata=metadata)
+
+    def _check_space(self, content: Any) -> None:
+        """Refuse before anything is written: the background writers' own answer to a full disk is late and long."""
+        needed = sum(x.addressable_shards[0].data.nbytes * len(x.addressable_shards) for x in jax.tree.leaves(content))
+        free = shutil.disk_usage(self._directory).free
+        if free < needed:
+            raise InputError(
+                f"no space left for a checkpoint in {self._directory}: it takes {needed / 1e6:.1f} MB "
+                f"and {free / 1e6:.1f} MB are free; make room and run the same command again"
+            )
 
     def restore(self, abstract: State) -> tuple[State, dict[str, Any]]:
         """The newest state, on the devices that `abstract` (ShapeDtypeStructs with shardings) names, and its numbers.

@@ -23,7 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     options = parser().parse_args(arguments)
     _cache_compilations()
-    _leave_background_errors_to_the_main_thread()
+    # A background writer that fails is asked for its error where its work is awaited; its own trace adds nothing.
+    threading.excepthook = lambda failure: None
     try:
         options.verb(options)
     except InputError as error:
@@ -40,18 +41,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _complain(f"not allowed to use {error.filename}; change its permissions or choose another --out", 2)
         raise
     return 0
-
-
-def _leave_background_errors_to_the_main_thread() -> None:
-    """A background writer that fails is asked for its error where its work is awaited; its own traces add nothing."""
-
-    def hook(kind, error, trace) -> None:
-        orphan = str(error) == "Event loop is closed"  # TensorStore answers an event loop that its failure has ended
-        if threading.current_thread() is threading.main_thread() and not orphan:
-            sys.__excepthook__(kind, error, trace)
-
-    sys.excepthook = hook
-    threading.excepthook = lambda failure: None
 
 
 def _complain(sentence: str, status: int) -> int:

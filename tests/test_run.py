@@ -197,6 +197,17 @@ def test_a_corrupt_checkpoint_is_named_and_nothing_is_lost(tmp_path, finished, s
     assert_same(final_params(directory), final_params(finished / "teacher"))
 
 
+def test_a_full_disk_is_told_before_a_checkpoint_is_begun(tmp_path, finished, supervised, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    with monkeypatch.context() as full:
+        full.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+        with pytest.raises(InputError, match=r"no space left for a checkpoint .* and 0\.0 MB are free; make room"):
+            run(supervised, tmp_path / "x", quiet=True)
+    assert checkpoint.steps(tmp_path / "x" / "checkpoints") == []
+    run(supervised, tmp_path / "x", quiet=True)
+    assert_same(final_params(tmp_path / "x"), final_params(finished / "teacher"))
+
+
 def test_a_run_that_diverges_says_so(tmp_path, supervised):
     wild = config.override(supervised, ["optim.peak=1e30", "optim.clip=1e30"])
     with pytest.raises(InputError, match=r"the loss is .* at step"):
