@@ -26,8 +26,8 @@ from typing import Any
 
 import report
 
-STEPS = 200
-ROUNDS = 4
+STEPS = 100
+ROUNDS = 5
 SCALING_LAW = pathlib.Path(__file__).parents[1] / "experiments" / "scaling_law.py"
 
 

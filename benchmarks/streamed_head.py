@@ -1,6 +1,7 @@
 """What does the streamed loss cost, and save, against forming all logits and against recomputing them?
 
-    python benchmarks/streamed_head.py                  # two cores, fp32, about ten minutes
+    python benchmarks/streamed_head.py                  # two cores, fp32, half an hour
+    python benchmarks/streamed_head.py --sizes small    # the same with fewer sizes, minutes
     python benchmarks/streamed_head.py --sizes gpu      # one accelerator, bf16, N = 8192, D = 4096, V = 128256
 
 Each alternative is one jitted value and gradient (dh and dW) of a mean loss over B x L tokens:
@@ -53,7 +54,7 @@ class Sizes:
       vocabularies, lengths: every pair is compiled, for its temporary memory.
       grown, timed: pairs (V, L) that also run, in fresh processes and side by side.
       rounds: of the timing.
-      chunks: binary logarithms of the logits in a chunk, for the table of chunk sizes.
+      chunks: tokens in a chunk, for the table of chunk sizes.
     """
 
     batch: int
@@ -68,6 +69,17 @@ class Sizes:
 
 
 SIZES = {
+    "small": Sizes(
+        batch=1,
+        width=128,
+        dtype="float32",
+        vocabularies=(2048, 32_768),
+        lengths=(128, 512, 2048),
+        grown=((32_768, 128), (32_768, 512), (32_768, 2048)),
+        timed=((2048, 512), (32_768, 512)),
+        rounds=3,
+        chunks=(17, 19, 21, 23),
+    ),
     "cpu": Sizes(
         batch=1,
         width=128,
@@ -77,7 +89,7 @@ SIZES = {
         grown=((32_768, 128), (32_768, 512), (32_768, 2048), (32_768, 8192), (151_936, 512)),
         timed=((2048, 512), (2048, 2048), (32_768, 512), (32_768, 2048), (151_936, 512)),
         rounds=5,
-        chunks=(17, 19, 21, 23, 25),
+        chunks=(16, 64, 128, 256, 512, 1024),
     ),
     "gpu": Sizes(
         batch=4,
@@ -88,7 +100,7 @@ SIZES = {
         grown=((128_256, 128), (128_256, 512), (128_256, 2048)),
         timed=((128_256, 512), (128_256, 2048)),
         rounds=10,
-        chunks=(27, 28, 29, 30),
+        chunks=(1024, 2048, 4096, 8192),
     ),
 }
 LOSSES = {"cross-entropy": CrossEntropy(), "forward KL": ForwardKL()}
@@ -115,8 +127,7 @@ def with_optax(loss, head, target):
 
 def recompute(loss, head, target):
     batch, length, _ = head.h_BLD.shape
-    positions = api.default_positions(batch, length)
-    chunks = -(-length // positions)
+    chunks = -(-length // api.default_positions(batch, length))
     pad = chunks * -(-length // chunks) - length
 
     def cut(x):
@@ -251,16 +262,13 @@ def chunk_table(sizes: Sizes) -> report.Table:
     rows = []
     for vocabulary, length in report.progress(sizes.timed, "chunks"):
         arguments = inputs(sizes, vocabulary, length)
-        counts = [min(length, max(1, 2**e // (sizes.batch * vocabulary))) for e in sizes.chunks]
-        programs = {
-            n: compiled(functools.partial(streamed, positions=n), CrossEntropy(), arguments)
-            for n in dict.fromkeys(counts)
-        }
+        variants = {n: functools.partial(streamed, positions=n // sizes.batch) for n in sizes.chunks}
+        programs = {n: compiled(variant, CrossEntropy(), arguments) for n, variant in variants.items()}
         times = least_times(programs, arguments, sizes.rounds)
-        default = api.default_positions(sizes.batch, length)
-        rows.append((vocabulary, length, *(f"{1e3 * times[n]:.1f} ({n})" for n in counts), default))
-    columns = ("V", "L", *(f"2^{e} logits" for e in sizes.chunks), "default positions")
-    return report.Table("Streamed cross-entropy by size of a chunk, ms (positions)", columns, rows)
+        default = sizes.batch * api.default_positions(sizes.batch, length)
+        rows.append((vocabulary, length, *(f"{1e3 * times[n]:.1f}" for n in sizes.chunks), default))
+    columns = ("V", "L", *(f"{n} tokens" for n in sizes.chunks), "default")
+    return report.Table("Streamed cross-entropy by size of a chunk, ms", columns, rows)
 
 
 def main() -> None:
