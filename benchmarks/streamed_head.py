@@ -39,7 +39,7 @@ from jaxdistill.head import Head
 from jaxdistill.losses.cross_entropy import CrossEntropy
 from jaxdistill.losses.forward_kl import ForwardKL
 from jaxdistill.losses.linear_heads import api
-from jaxdistill.losses.objective import Objective
+from jaxdistill.losses.objective import Objective, Term
 from jaxdistill.losses.targets import Dense
 
 MIB = 2**20
@@ -147,7 +147,7 @@ def recompute(loss, head, target):
 
 
 def streamed(loss, head, target, positions=None):
-    objective, weight_BL = Objective((("loss", loss),)), jnp.ones(target.label_BL.shape)
+    objective, weight_BL = Objective.of({"loss": Term(loss)}), jnp.ones(target.label_BL.shape)
     total, _ = api.weighted_sum(objective, head, target, weight_BL, {"loss": 1.0}, positions=positions)
     return total / weight_BL.size
 

@@ -6,13 +6,13 @@ from typing import Any
 
 from jaxdistill.losses.cross_entropy import CrossEntropy
 from jaxdistill.losses.forward_kl import ForwardKL
-from jaxdistill.losses.objective import Objective
+from jaxdistill.losses.objective import Objective, Term
 
 
 def objective(distilled: bool) -> Objective:
     """What is measured: cross-entropy on the data always, KL(teacher || student) where there is a teacher."""
-    terms = (("cross_entropy", CrossEntropy()),) + ((("forward_kl", ForwardKL()),) if distilled else ())
-    return Objective(terms)
+    terms = {"cross_entropy": Term(CrossEntropy())}
+    return Objective.of(terms | {"forward_kl": Term(ForwardKL())} if distilled else terms)
 
 
 def evaluate(sums_of: Callable, params: Any, teacher_params: Any, batches: Iterable[Any]) -> dict[str, float]:

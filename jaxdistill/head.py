@@ -40,17 +40,20 @@ class Head:
         w_VD = self.w_VD.astype(self.h_BLD.dtype)
         return jnp.einsum("bld,vd->blv", self.h_BLD, w_VD, preferred_element_type=jnp.float32)
 
-    def finish(self, product_BLV: Array, bias_V: Array | None) -> Array:
-        """Everything of the logits that follows the matmul: scale, bias, soft-cap, mask of the padded vocabulary."""
+    def finish(self, product_BLV: Array, bias_V: Array | None, first: Array | int = 0) -> Array:
+        """Everything of the logits that follows the matmul: scale, bias, soft-cap, mask of the padded vocabulary.
+
+        `first` is the id of the first column, where the columns are a part of the vocabulary.
+        """
         z_BLV = self.scale * product_BLV
         if bias_V is not None:
             z_BLV = z_BLV + bias_V.astype(jnp.float32)
         if self.softcap is not None:
             z_BLV = self.softcap * jnp.tanh(z_BLV / self.softcap)
-        rows = self.w_VD.shape[0]
-        if self.vocab_size == rows:
+        columns = z_BLV.shape[-1]
+        if isinstance(first, int) and first + columns <= self.vocab_size:
             return z_BLV
-        real_V = jax.lax.iota(jnp.int32, rows) < self.vocab_size
+        real_V = first + jax.lax.iota(jnp.int32, columns) < self.vocab_size
         return jnp.where(real_V, z_BLV, MASKED)
 
     def logits(self) -> Array:

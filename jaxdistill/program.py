@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding
 
 from jaxdistill import checkpoint, dims, evals
 from jaxdistill.experiment import Experiment
-from jaxdistill.losses.linear_heads.api import default_positions
+from jaxdistill.losses.linear_heads import Sharding
 from jaxdistill.losses.objective import Objective
 from jaxdistill.models.transformer import Transformer
 from jaxdistill.parallel import rules
@@ -59,20 +59,22 @@ def build(experiment: Experiment, teacher: Transformer | None = None, devices=No
             **{name: jax.make_array_from_process_local_data(batch_sharding(name), x) for name, x in arrays.items()}
         )
 
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    sharding = Sharding()
+    if mesh.size > 1:
+        sharding = Sharding(mesh, tokens=("data", "fsdp"), vocabulary="tensor", width=("fsdp",))
     step = make_step(
         model,
         experiment.optim,
         objective,
         teacher=teacher,
         accumulate=experiment.accumulate,
-        positions=default_positions(rows // shards, experiment.data.length),
+        sharding=sharding,
     )
     evaluate = make_eval(
         model,
         evals.objective(teacher is not None),
         teacher=teacher,
-        positions=default_positions(experiment.batch // shards, experiment.data.length),
+        sharding=sharding,
     )
     precise = precision(experiment.dtype)
     return Program(

@@ -18,7 +18,7 @@ from jax import Array
 
 from jaxdistill import dims
 from jaxdistill.losses import reduce
-from jaxdistill.losses.linear_heads import api
+from jaxdistill.losses.linear_heads import weighted_sum
 from jaxdistill.losses.objective import Objective
 from jaxdistill.teacher import make_target
 
@@ -55,7 +55,7 @@ def make_step(
       objective: terms by name; `coef` of the step has a number for each.
       teacher: a model, or None.
       accumulate: micro-batches a batch is cut into; sums and counts add, so uneven and empty rows stay exact.
-      **streaming: `implementation` and `positions` of `linear_heads.api.weighted_sum`.
+      **streaming: `mode`, `implementation`, `positions` and `sharding` of `linear_heads.weighted_sum`.
 
     The metrics are fp32 scalars: the mean of each term, "loss", "grad_norm" and the count "tokens".
     """
@@ -63,9 +63,8 @@ def make_step(
 
     def loss(params, target, batch, coef):
         h_BLD, _ = model.hidden(params, batch.tokens_BL, batch.segment_BL, batch.position_BL)
-        total, values = api.weighted_sum(
-            objective, model.head(params, h_BLD), target, batch.weight_BL, coef, **streaming
-        )
+        head = model.head(params, h_BLD)
+        total, values = weighted_sum(objective, head, target, batch.weight_BL, coef, **streaming)
         return total, reduce.sums(values, batch.weight_BL)
 
     def step(state: State, teacher_params: Any, batch: Any, rates: dict, coef: dict) -> tuple[State, dict[str, Array]]:
@@ -75,7 +74,7 @@ def make_step(
             (total, sums), part_grads = jax.value_and_grad(loss, has_aux=True)(state.params, target, part, coef)
             return (jax.tree.map(jnp.add, grads, part_grads), reduce.add(totals, sums | {"loss": total})), None
 
-        zero_totals = dict.fromkeys([*dict(objective.losses), "loss", "tokens"], jnp.float32(0))
+        zero_totals = dict.fromkeys([*objective.names, "loss", "tokens"], jnp.float32(0))
         zero = (jax.tree.map(jnp.zeros_like, state.params), zero_totals)
         (grads, totals), _ = jax.lax.scan(add, zero, micro_batches(batch, accumulate))
         metrics = reduce.means(totals)
@@ -90,12 +89,12 @@ def make_step(
 
 def make_eval(model, objective: Objective, *, teacher=None, **streaming: Any) -> Callable:
     """evaluate(params, teacher_params, batch) -> sums of every term and the count, to be added over batches."""
-    target_of, coef = make_target(teacher), {name: 1.0 for name, _ in objective.losses}
+    target_of, coef = make_target(teacher), dict.fromkeys(objective.names, 1.0)
 
     def evaluate(params: Any, teacher_params: Any, batch: Any) -> dict[str, Array]:
         h_BLD, _ = model.hidden(params, batch.tokens_BL, batch.segment_BL, batch.position_BL)
         head, target = model.head(params, h_BLD), target_of(teacher_params, batch)
-        _, values = api.weighted_sum(objective, head, target, batch.weight_BL, coef, **streaming)
+        _, values = weighted_sum(objective, head, target, batch.weight_BL, coef, **streaming)
         return reduce.sums(values, batch.weight_BL)
 
     return evaluate

@@ -1,49 +1,86 @@
-"""An objective: a weighted sum of terms over the logits of one chunk of tokens.
+"""An objective: a weighted sum of terms, each a loss against a target with a weight for every token.
 
-A loss is any frozen dataclass that maps (z_BLV, target) to one fp32 number per token: losses see chunks of logits,
-never all of them, and leave every sum over tokens to `linear_heads` and `reduce`.
+total = sum_t sum_k coef_k weight_kt loss_k(z_t, target_kt)
+
+The four parts are independent, so that published methods are rows of one table: which loss, against which transform of
+the teacher's target, on which tokens, with which coefficient at this step.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
-import jax.numpy as jnp
 from jax import Array
 
+from jaxdistill.losses.loss import Loss
 from jaxdistill.losses.targets import Target
 
-Loss = Callable[[Array, Target], Array]
+Knobs = Mapping[str, Any]
+
+
+class Transform(Protocol):
+    """A target made of a target, lazily: it works on chunks, and must be hashable."""
+
+    def __call__(self, target: Any, knobs: Knobs) -> Any: ...
+
+
+class Weight(Protocol):
+    """What a token counts for in a term, signed and without gradient.
+
+    `statistics` are losses whose values, one number a token, it needs beforehand: a pass over the heads without
+    gradient gives them.
+    """
+
+    def statistics(self) -> Mapping[str, Loss]: ...
+
+    def __call__(self, values: Mapping[str, Array], target: Target, weight_BL: Array, signals: Mapping[str, Array]) -> Array: ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Term:
-    """coef * loss. Presence, not size, turns a term on.
+    """coef * weight * loss(target). Presence, not size, turns a term on.
 
     Attributes:
-      loss: maps (z_BLV, target) to fp32 [B, L].
-      coef: a number, or a schedule called as coef(step, steps).
+      loss: maps (z_BLV, target) to fp32 [B, L]; `losses.loss` tells the kinds.
+      coef: a number, a schedule called as coef(step, steps), or the name of a controller.
+      target: a transform of the step's target, or None for the target itself.
+      weight: of each token, or None for the weight that the data gives it.
     """
 
     loss: Any
     coef: Any = 1.0
+    target: Any = None
+    weight: Any = None
 
     def at(self, step: int, steps: int) -> float:
-        """The coefficient at one step of `steps`."""
+        """The coefficient at one step of `steps`; 1 where a controller gives it."""
+        if isinstance(self.coef, str):
+            return 1.0
         return float(self.coef(step, steps) if callable(self.coef) else self.coef)
 
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """The losses of an objective by name. Coefficients are an input, so that a schedule never recompiles the step."""
+    """Terms by name. Coefficients are inputs (`knobs`), so that a schedule never recompiles the step."""
 
-    losses: tuple[tuple[str, Loss], ...]
+    terms: tuple[tuple[str, Term], ...]
 
     @classmethod
     def of(cls, terms: Mapping[str, Term]) -> "Objective":
-        return cls(tuple((name, term.loss) for name, term in terms.items()))
+        """The terms without their numbers: two objectives that differ in these alone share one compiled program."""
+        named = {name: term if isinstance(term.coef, str) else dataclasses.replace(term, coef=1.0) for name, term in terms.items()}
+        return cls(tuple(named.items()))
 
-    def __call__(self, z_BLV: Array, target: Target, coef: Mapping[str, Any]) -> tuple[Array, dict[str, Array]]:
-        """The weighted sum, fp32 [B, L], and the value of every term by itself."""
-        values = {name: loss(z_BLV, target) for name, loss in self.losses}
-        return jnp.sum(jnp.stack([coef[name] * value for name, value in values.items()]), axis=0), values
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(name for name, _ in self.terms)
+
+    def target(self, name: str, target: Target, knobs: Knobs) -> Any:
+        """What the term of this name is held against."""
+        transform = dict(self.terms)[name].target
+        return target if transform is None else transform(target, knobs)
+
+    def coef(self, name: str, knobs: Knobs) -> Any:
+        """The coefficient of the term of this name: its own knob, times its controller's where it names one."""
+        by = dict(self.terms)[name].coef
+        return knobs[name] * knobs[by] if isinstance(by, str) else knobs[name]

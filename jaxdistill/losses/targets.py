@@ -1,14 +1,19 @@
 """Targets: what is known about the next token. The type says how much, and every one of them carries the data's token.
 
-A target is made before the gradient is taken, by the data or by a teacher; a loss cannot tell which.
+A target is made before the gradient is taken, by the data, a teacher or a cache; a loss cannot tell which.
 """
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
-from jaxdistill.head import Head
+from jaxdistill.head import MASKED, Head
+from jaxdistill.losses.vocabulary import WHOLE, Vocabulary
+
+NO_ID = int(jnp.iinfo(jnp.int32).max)  # an entry that holds nothing: it sorts last, and no vocabulary has it
 
 
 @jax.tree_util.register_dataclass
@@ -21,11 +26,72 @@ class Labels:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class TopK:
+    """A teacher's most probable tokens, at temperature 1.
+
+    Attributes:
+      label_BL: the token of the data.
+      id_BLS: int32, without duplicates; NO_ID in entries that hold nothing.
+      logp_BLS: their log-probabilities, fp32, normalised over the whole vocabulary; MASKED where nothing is held.
+      logtail_BL: log of the mass that the others share; MASKED where they have none.
+    """
+
+    label_BL: Array
+    id_BLS: Array
+    logp_BLS: Array
+    logtail_BL: Array
+
+    @classmethod
+    def of(cls, label_BL: Array, id_BLS: Array, logp_BLS: Array) -> "TopK":
+        """With the tail that the entries leave."""
+        mass_BL = jnp.sum(jnp.exp(logp_BLS), axis=-1)
+        logtail_BL = jnp.where(mass_BL < 1, jnp.log1p(-jnp.minimum(mass_BL, 1)), MASKED)
+        return cls(label_BL, id_BLS, logp_BLS, jnp.maximum(logtail_BL, MASKED))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Sampled:
+    """Tokens drawn from a teacher, with weights whose expectation is its distribution (RS-KD, arXiv 2503.16870).
+
+    Attributes:
+      label_BL: the token of the data.
+      id_BLS: int32, without duplicates; NO_ID in entries that hold nothing.
+      weight_BLS: fp32; (count / rounds) p / q for draws from q, so that E[weight] = p; 0 where nothing is held.
+    """
+
+    label_BL: Array
+    id_BLS: Array
+    weight_BLS: Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Dense:
-    """A teacher's whole distribution, as the Head that makes it; logits exist only for the chunk a loss looks at."""
+    """A teacher's whole distribution, as the Head that makes it; logits exist only for the chunk a loss looks at.
+
+    Attributes:
+      label_BL: the token of the data.
+      head: the teacher's.
+      references: heads of further frozen models by name, for targets and weights that compare several.
+    """
 
     label_BL: Array
     head: Head
+    references: Mapping[str, Head] = dataclasses.field(default_factory=dict)
+
+    def logits(self, z_BLV: Array, vocabulary: Vocabulary = WHOLE) -> Array:
+        """The teacher's logits on the columns of the student's logits `z_BLV`."""
+        return logits_like(self.head, z_BLV, vocabulary)
 
 
-Target = Labels | Dense
+def logits_like(head: Head, z_BLV: Array, vocabulary: Vocabulary) -> Array:
+    """A head's logits on the columns of z_BLV: two models of one tokenizer may pad their vocabularies differently."""
+    own_BLV = head.finish(head.product(), head.bias_V, vocabulary.first)
+    extra = z_BLV.shape[-1] - own_BLV.shape[-1]
+    if extra <= 0:
+        return own_BLV[..., : z_BLV.shape[-1]]
+    return jnp.pad(own_BLV, ((0, 0), (0, 0), (0, extra)), constant_values=MASKED)
+
+
+Target = Labels | TopK | Sampled | Dense

@@ -159,7 +159,7 @@ def test_z_loss_does_not_punish_logits_that_are_already_log_probabilities():
 
 
 def test_forward_kl_without_a_teacher_is_refused_in_one_sentence():
-    with pytest.raises(InputError, match=r"^forward_kl needs .* not Labels: set experiment\.teacher$"):
+    with pytest.raises(InputError, match=r"^ForwardKL needs .* not Labels: set experiment\.teacher"):
         ForwardKL()(logits(0), Labels(jnp.zeros((2, 3), jnp.int32)))
 
 

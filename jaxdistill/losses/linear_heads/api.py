@@ -1,4 +1,4 @@
-"""The public function: a weighted sum over the tokens of a Head, by the implementation asked for or the best one."""
+"""`weighted_sum`: an objective over all tokens of a Head, every term in one pass over the vocabulary."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,19 +10,13 @@ from jax import Array
 from jaxdistill import dims
 from jaxdistill.errors import InputError
 from jaxdistill.head import Head
-from jaxdistill.losses.linear_heads import chunked, reference
-from jaxdistill.losses.objective import Objective
+from jaxdistill.losses.linear_heads import reference, terms
+from jaxdistill.losses.linear_heads.divergence.api import alike, linear_divergence
+from jaxdistill.losses.linear_heads.sharding import LOCAL, Sharding
+from jaxdistill.losses.linear_heads.sparse.api import Mode, linear_picks
+from jaxdistill.losses.linear_heads.stream import streamed_sum
+from jaxdistill.losses.objective import Knobs, Objective
 from jaxdistill.losses.targets import Dense, Target
-
-CHUNK_TOKENS = {"cpu": 256, "tpu": 4096, "gpu": 8192}
-"""Tokens whose logits one device holds at a time: few on a CPU, where a chunk of a small vocabulary should stay in the
-cache (measured: V = 512, 20 % faster than whole), many where each chunk's update of dW must be worth its traffic."""
-
-
-def default_positions(sequences: int, length: int) -> int:
-    """How many positions of each sequence a chunk takes, for `sequences` sequences on one device."""
-    tokens = CHUNK_TOKENS.get(jax.default_backend(), CHUNK_TOKENS["gpu"])
-    return max(1, min(length, tokens // sequences))
 
 
 def weighted_sum(
@@ -30,52 +24,94 @@ def weighted_sum(
     head: Head,
     target: Target,
     weight_BL: Array,
-    coef: Mapping[str, Any],
+    knobs: Knobs,
     *,
+    weights: Mapping[str, Array] | None = None,
+    mode: Mode = "forward",
     implementation: str | None = None,
     positions: int | None = None,
+    sharding: Sharding = LOCAL,
 ) -> tuple[Array, dict[str, Array]]:
-    """sum_t weight_t loss_t over all tokens, and the value of each term per token.
+    """sum_t sum_k coef_k weight_kt loss_kt over all tokens, and the value of each term per token.
 
     Args:
       objective: what a token costs, as a function of its logits.
       head: hidden states [B, L, D] and the output embedding.
       target: what is known about the next tokens; its per-token arrays are [B, L, ...].
       weight_BL: fp32; a token of weight zero counts nowhere in value and gradient, whatever it holds.
-      coef: a number for each term.
-      implementation: "chunked" (default) or "reference".
-      positions: positions of each sequence in a chunk; None takes `default_positions` for all sequences on one device.
+      knobs: a coefficient for each term, and the values of controllers, by name.
+      weights: of the terms that do not weigh tokens as the data does.
+      mode: "forward" forms the gradient with the value; "recompute" keeps no logits, at the price of a fourth matmul
+        pass a head, and serves sparse losses and divergences from a teacher's own distribution.
+      implementation: None for the best on this platform; "chunked" or "reference".
+      positions: positions of each sequence in a chunk; None takes `stream.default_positions`.
+      sharding: how tokens and vocabulary lie on the devices.
 
     Returns:
       total: fp32 scalar, differentiable in `head`.
       values: {term: fp32 [B, L]}, zero where the weight is, without gradient.
 
     Raises:
-      InputError: an implementation that does not exist, or a teacher of another vocabulary.
+      InputError: a mode or implementation that does not exist, or a teacher of another vocabulary.
     """
-    if implementation not in (None, "chunked", "reference"):
-        raise InputError(f"linear_heads has no implementation {implementation!r}; there are 'chunked' and 'reference'")
-    if isinstance(target, Dense) and target.head.vocab_size != head.vocab_size:
+    if mode not in ("forward", "recompute") or implementation not in (None, "chunked", "reference"):
         raise InputError(
-            f"the teacher has a vocabulary of {target.head.vocab_size} and the student of {head.vocab_size}: "
-            "their distributions can only be compared under one tokenizer"
+            f"weighted_sum has no mode {mode!r} with implementation {implementation!r}; modes are 'forward' and "
+            "'recompute', implementations 'chunked' and 'reference'"
         )
-    head, target = _blank((head, target), weight_BL)
+    target = _fitting(target, head, always=mode == "recompute" or sharding.vocabulary is not None)
+    head, target = blank((head, target), weight_BL)
+    inputs = {"target": target, "weight_BL": weight_BL, "weights": dict(weights or {}), "knobs": dict(knobs)}
+    inputs["weights"] = {f"{name}_BL": w_BL for name, w_BL in inputs["weights"].items()}
     if implementation == "reference":
-        total, values = reference.weighted_sum(objective, head, target, weight_BL, coef)
+        total, values = reference.weighted_sum(objective, head, inputs)
+    elif mode == "recompute":
+        total, values = _recomputed(objective, head, inputs, sharding)
     else:
-        positions = positions or default_positions(*weight_BL.shape)
-        total, values = chunked.weighted_sum(objective, head, target, weight_BL, coef, positions=positions)
+        on_chunk = terms.OnChunk(objective)
+        total, values = streamed_sum(on_chunk, head, inputs, positions=positions, sharding=sharding)
     return total, {name: jnp.where(weight_BL != 0, jax.lax.stop_gradient(v), 0) for name, v in values.items()}
 
 
-def _blank(tree: Any, weight_BL: Array) -> Any:
+def _recomputed(objective: Objective, head: Head, inputs: Any, sharding: Sharding):
+    """The total from ops that keep no logits: one pass for all sparse terms of a temperature, one per divergence."""
+    factor = terms.factors(objective, inputs)
+    targets = {name: objective.target(name, inputs["target"], inputs["knobs"]) for name in factor}
+    few, divergences, others = terms.split(objective)
+    for name in others:
+        raise InputError(f"{name} needs all logits of a token at once: mode 'recompute' cannot give them; use 'forward'")
+    total, values = jnp.float32(0), {}
+    for T in dict.fromkeys(loss.temperature for loss in few.values()):
+        here = {name: loss for name, loss in few.items() if loss.temperature == T}
+        function, _, id_BLS = terms.together(here, targets, factor, head.h_BLD.shape[:2])
+        lse_BL, z_BLS = linear_picks(head, id_BLS, temperature=T, sharding=sharding)
+        loss_BL, here_values = function((lse_BL,), z_BLS)
+        total, values = total + jnp.sum(loss_BL), values | here_values
+    for name, loss in divergences.items():
+        if not isinstance(targets[name], Dense):
+            raise InputError(f"{name}: mode 'recompute' compares with a teacher's own distribution; use 'forward' for a transform of it")
+        more, values[name] = linear_divergence(
+            loss, head, targets[name].head, factor[name], label_BL=targets[name].label_BL, mode="recompute", sharding=sharding
+        )
+        total += more
+    return total, values
+
+
+def _fitting(target: Target, head: Head, *, always: bool) -> Target:
+    """The target, with the teachers' vocabularies checked and, where tiles or shards must agree, as long as the head's."""
+    if not isinstance(target, Dense):
+        return target
+    heads = {name: alike(head, other, pad=always) for name, other in {"": target.head, **target.references}.items()}
+    return Dense(target.label_BL, heads.pop(""), heads)
+
+
+def blank(tree: Any, weight_BL: Array) -> Any:
     """Zeros in place of what the tokens of weight zero hold: a NaN times zero would still be NaN, here and in dW."""
 
-    def blank(path, x):
+    def zero(path, x):
         if not dims.per_token(path):
             return x
         counts = (weight_BL != 0).reshape(weight_BL.shape + (1,) * (x.ndim - 2))
         return jnp.where(counts, x, 0)
 
-    return jax.tree_util.tree_map_with_path(blank, tree)
+    return jax.tree_util.tree_map_with_path(zero, tree)

@@ -1,19 +1,20 @@
-"""The definition: form all logits, apply the loss, take the weighted sum. Use it to check the fast versions."""
+"""The definition: form all logits, apply every loss, take the weighted sum. Use it to check the fast versions."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 from jax import Array
 
 from jaxdistill.head import Head
+from jaxdistill.losses.linear_heads import terms
 from jaxdistill.losses.objective import Objective
-from jaxdistill.losses.targets import Target
 
 
-def weighted_sum(
-    objective: Objective, head: Head, target: Target, weight_BL: Array, coef: Mapping[str, Any]
-) -> tuple[Array, dict[str, Array]]:
-    """sum_t weight_t loss_t and the terms per token."""
-    loss_BL, values = objective(head.logits(), target, coef)
-    return jnp.sum(weight_BL * loss_BL), values
+def weighted_sum(objective: Objective, head: Head, inputs: Any) -> tuple[Array, dict[str, Array]]:
+    """sum_t sum_k coef_k weight_kt loss_kt and the terms per token."""
+    z_BLV, factor = head.logits(), terms.factors(objective, inputs)
+    values = {
+        name: term.loss(z_BLV, objective.target(name, inputs["target"], inputs["knobs"]))
+        for name, term in objective.terms
+    }
+    return sum(jnp.sum(factor[name] * value_BL) for name, value_BL in values.items()), values

@@ -19,14 +19,14 @@ from jaxdistill.errors import InputError
 from jaxdistill.head import Head
 from jaxdistill.losses.cross_entropy import CrossEntropy
 from jaxdistill.losses.forward_kl import ForwardKL
-from jaxdistill.losses.linear_heads import api
-from jaxdistill.losses.objective import Objective
+from jaxdistill.losses.linear_heads import api, stream
+from jaxdistill.losses.objective import Objective, Term
 from jaxdistill.losses.targets import Dense, Labels
 from jaxdistill.losses.z_loss import ZLoss
 
 U = 2.0**-24
 T = 2.0
-OBJECTIVE = Objective((("ce", CrossEntropy()), ("kl", ForwardKL(temperature=T)), ("z", ZLoss())))
+OBJECTIVE = Objective.of({"ce": Term(CrossEntropy()), "kl": Term(ForwardKL(temperature=T)), "z": Term(ZLoss())})
 COEF = {"ce": 0.7, "kl": 1.3, "z": 0.01}
 SMALL, LARGE = 2049, 151_936  # no power of two divides the first; the second is Qwen's
 CASE = {"vocab_size": SMALL, "shape": (2, 7, 8), "spread": 1.0}
@@ -153,10 +153,11 @@ def definition(student: Head, target: Dense, weight_BL) -> dict[str, Exact]:
 
 @jax.jit(static_argnames=("implementation", "positions", "objective"))
 def run(head, target, weight_BL, implementation="chunked", positions=3, objective=OBJECTIVE):
+    """The sum and its gradients; "recompute" is a mode of the chunked implementation."""
+    how = {"mode": "recompute"} if implementation == "recompute" else {"implementation": implementation}
+
     def loss(head):
-        return api.weighted_sum(
-            objective, head, target, weight_BL, COEF, implementation=implementation, positions=positions
-        )
+        return api.weighted_sum(objective, head, target, weight_BL, COEF, positions=positions, **how)
 
     (total, values), gradient = jax.value_and_grad(loss, has_aux=True)(head)
     gradients = {"dh_BLD": gradient.h_BLD, "dw_VD": gradient.w_VD}
@@ -169,7 +170,7 @@ def check(case, **options):
         expected[name].check(got, name, sharp)
 
 
-@pytest.mark.parametrize("implementation", ["chunked", "reference"])
+@pytest.mark.parametrize("implementation", ["chunked", "recompute", "reference"])
 @pytest.mark.parametrize("shift", [0.0, 40.0, -40.0])
 @pytest.mark.parametrize("spread", [0.1, 1.0, 10.0, 30.0])
 def test_values_and_gradients_are_those_of_the_definition(implementation, spread, shift):
@@ -177,8 +178,9 @@ def test_values_and_gradients_are_those_of_the_definition(implementation, spread
 
 
 @pytest.mark.parametrize(("spread", "shift"), [(0.1, 0.0), (1.0, -40.0), (10.0, 40.0), (30.0, 0.0)])
-def test_a_vocabulary_of_151936_loses_no_accuracy(spread, shift):
-    check(random_case(1, LARGE, (1, 3, 8), spread, shift=shift), positions=2)
+@pytest.mark.parametrize("implementation", ["chunked", "recompute"])
+def test_a_vocabulary_of_151936_loses_no_accuracy(spread, shift, implementation):
+    check(random_case(1, LARGE, (1, 3, 8), spread, shift=shift), positions=2, implementation=implementation)
 
 
 @pytest.mark.parametrize("positions", [1, 2, 4, 5, 6, 7, 100])
@@ -191,13 +193,13 @@ def test_any_number_of_positions_in_a_chunk_gives_the_same_sum(positions):
     [{"softcap": 5.0}, {"scale": 0.125}, {"bias": False}, {"softcap": 2.0, "scale": 3.0, "bias": False}],
     ids=str,
 )
-@pytest.mark.parametrize("implementation", ["chunked", "reference"])
+@pytest.mark.parametrize("implementation", ["chunked", "recompute", "reference"])
 def test_scale_bias_and_softcap_enter_as_written(implementation, options):
     check(random_case(3, **CASE | {"vocab_size": 131}, **options), implementation=implementation)
 
 
 @pytest.mark.parametrize(("padding", "teacher_padding"), [(127, 0), (0, 63), (127, 63), (63, 127)])
-@pytest.mark.parametrize("implementation", ["chunked", "reference"])
+@pytest.mark.parametrize("implementation", ["chunked", "recompute", "reference"])
 def test_padded_vocabulary_never_counts_however_each_side_is_padded(implementation, padding, teacher_padding):
     case = random_case(4, **CASE, padding=padding, teacher_padding=teacher_padding)
     check(case, implementation=implementation)
@@ -217,7 +219,7 @@ def test_float32_weights_under_bfloat16_activations_get_float32_gradients():
     assert gradient["total"].dtype == gradient["kl"].dtype == jnp.float32
 
 
-@pytest.mark.parametrize("implementation", ["chunked", "reference"])
+@pytest.mark.parametrize("implementation", ["chunked", "recompute", "reference"])
 @pytest.mark.parametrize("rubbish", [np.nan, np.inf, 1e38])
 def test_a_token_of_weight_zero_counts_nowhere_whatever_it_holds(implementation, rubbish):
     head, target, weight_BL = random_case(6, **CASE | {"vocab_size": 131})
@@ -234,7 +236,7 @@ def test_a_token_of_weight_zero_counts_nowhere_whatever_it_holds(implementation,
     assert all(not np.any(got[name][off_BL]) for name in COEF)
 
 
-@pytest.mark.parametrize("implementation", ["chunked", "reference"])
+@pytest.mark.parametrize("implementation", ["chunked", "recompute", "reference"])
 def test_a_batch_in_which_nothing_counts_is_exactly_zero(implementation):
     head, target, weight_BL = random_case(7, **CASE | {"vocab_size": 131})
     head = dataclasses.replace(head, h_BLD=jnp.full_like(head.h_BLD, jnp.nan))
@@ -254,14 +256,15 @@ def test_a_factor_on_the_total_is_a_factor_on_its_gradient():
         np.testing.assert_array_equal(4 * one, four)  # a power of two is exact
 
 
-@pytest.mark.parametrize("implementation", ["chunked", "reference"])
+@pytest.mark.parametrize("implementation", ["chunked", "recompute", "reference"])
 def test_the_values_of_the_terms_carry_no_gradient(implementation):
     head, target, weight_BL = random_case(8, **CASE | {"vocab_size": 131})
 
     @jax.jit
     @jax.grad
     def gradient(head):
-        _, values = api.weighted_sum(OBJECTIVE, head, target, weight_BL, COEF, implementation=implementation)
+        how = {"mode": "recompute"} if implementation == "recompute" else {"implementation": implementation}
+        _, values = api.weighted_sum(OBJECTIVE, head, target, weight_BL, COEF, **how)
         return values["ce"].sum()
 
     assert not any(np.any(x) for x in jax.tree.leaves(gradient(head)))
@@ -293,8 +296,8 @@ def test_memory_grows_with_the_hidden_states_and_not_with_the_logits():
 @pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu", "unheard of"])
 def test_the_default_chunk_holds_its_bound_or_a_single_position(monkeypatch, platform, sequences):
     monkeypatch.setattr(jax, "default_backend", lambda: platform)
-    positions = api.default_positions(sequences, 2048)
-    bound = api.CHUNK_TOKENS.get(platform, api.CHUNK_TOKENS["gpu"])
+    positions = stream.default_positions(sequences, 2048)
+    bound = stream.CHUNK_TOKENS.get(platform, stream.CHUNK_TOKENS["gpu"])
     assert 1 <= positions <= 2048
     assert positions == 1 or positions * sequences <= bound
     assert positions == 2048 or (positions + 1) * sequences > bound
@@ -302,7 +305,7 @@ def test_the_default_chunk_holds_its_bound_or_a_single_position(monkeypatch, pla
 
 def test_an_unknown_implementation_is_refused_by_name():
     head, target, weight_BL = random_case(0, **CASE)
-    with pytest.raises(InputError, match="no implementation 'fused'"):
+    with pytest.raises(InputError, match="no mode 'forward' with implementation 'fused'"):
         api.weighted_sum(OBJECTIVE, head, target, weight_BL, COEF, implementation="fused")
 
 
@@ -315,6 +318,6 @@ def test_a_teacher_with_another_vocabulary_is_refused():
 
 def test_labels_need_no_teacher():
     head, target, weight_BL = random_case(10, **CASE)
-    objective = Objective((("ce", CrossEntropy()),))
+    objective = Objective.of({"ce": Term(CrossEntropy())})
     got = run(head, Labels(target.label_BL), weight_BL, objective=objective)
     definition(head, target, weight_BL)["ce"].check(got["ce"], "ce")

@@ -1,0 +1,40 @@
+"""Sparse losses on a chunk of logits: what they cost, and their gradient in the logits.
+
+A function of lse and z at a few ids has dz = sum_T dlse_T softmax(z / T) / T + scatter(dz_BLS): the loss itself is
+differentiated on [B, L, S] only.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxdistill.losses.vocabulary import Vocabulary
+
+
+def on_logits(
+    function: Callable,
+    temperatures: tuple[float, ...],
+    z_BLV: Array,
+    id_BLS: Array,
+    vocabulary: Vocabulary,
+    with_gradient: bool,
+    also_BLV: Array | float = 0,
+) -> tuple[Array, dict[str, Array], Array | None]:
+    """(loss_BL, values, dz_BLV): function(lse_RBL, z_BLS) -> (loss_BL, values), with one lse a temperature.
+
+    `also_BLV` is a gradient from elsewhere: added before the scatter, which then needs no copy.
+    """
+    lse_RBL = tuple(vocabulary.lse(z_BLV / T) for T in temperatures)
+    z_BLS = vocabulary.pick(z_BLV, id_BLS)
+    if not with_gradient:
+        return *function(lse_RBL, z_BLS), None
+    loss_BL, pull_back, values = jax.vjp(function, lse_RBL, z_BLS, has_aux=True)
+    dlse_RBL, dz_BLS = pull_back(jnp.ones_like(loss_BL))
+    dz_BLV = sum(
+        (dlse_BL / T)[..., None] * jnp.exp(z_BLV / T - lse_BL[..., None])
+        for T, lse_BL, dlse_BL in zip(temperatures, lse_RBL, dlse_RBL, strict=True)
+    )
+    dz_BLV = dz_BLV + also_BLV
+    return loss_BL, values, vocabulary.scatter(dz_BLV, id_BLS, dz_BLS)

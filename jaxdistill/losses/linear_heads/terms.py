@@ -1,0 +1,82 @@
+"""The terms of an objective on one chunk of logits: every kind of loss in its cheapest form, on one head pass for all."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxdistill.errors import InputError
+from jaxdistill.losses.linear_heads.divergence import chunked as divergence
+from jaxdistill.losses.linear_heads.sparse import chunked as sparse
+from jaxdistill.losses.loss import Divergence, Sparse
+from jaxdistill.losses.objective import Objective
+from jaxdistill.losses.vocabulary import Vocabulary
+
+
+def factors(objective: Objective, inputs: Any) -> dict[str, Array]:
+    """What multiplies each term's loss: coefficient times weight, fp32 [B, L]."""
+    return {
+        name: objective.coef(name, inputs["knobs"]) * inputs["weights"].get(f"{name}_BL", inputs["weight_BL"])
+        for name in objective.names
+    }
+
+
+def split(objective: Objective) -> tuple[dict[str, Sparse], dict[str, Divergence], dict[str, Any]]:
+    """The losses of an objective by kind."""
+    losses = {name: term.loss for name, term in objective.terms}
+    sparse = {name: loss for name, loss in losses.items() if isinstance(loss, Sparse)}
+    divergences = {name: loss for name, loss in losses.items() if isinstance(loss, Divergence)}
+    return sparse, divergences, {name: loss for name, loss in losses.items() if name not in {**sparse, **divergences}}
+
+
+def together(losses: dict[str, Sparse], targets: dict[str, Any], factor: dict[str, Array], tokens: tuple[int, int]):
+    """Several sparse losses as one function of (lse_RBL, z_BLS), with the ids and temperatures it needs."""
+    temperatures = tuple(dict.fromkeys(loss.temperature for loss in losses.values()))
+    ids = {name: loss.ids(targets[name]) for name, loss in losses.items()}
+    ends, id_BLS = 0, jnp.concatenate([jnp.zeros((*tokens, 0), jnp.int32), *ids.values()], axis=-1)
+    places = {}
+    for name, own_BLS in ids.items():
+        places[name] = slice(ends, ends := ends + own_BLS.shape[-1])
+
+    def function(lse_RBL, z_BLS):
+        values = {
+            name: loss.value(
+                lse_RBL[temperatures.index(loss.temperature)], z_BLS[..., places[name]] / loss.temperature, targets[name]
+            )
+            for name, loss in losses.items()
+        }
+        return sum(factor[name] * value_BL for name, value_BL in values.items()), values
+
+    return function, temperatures, id_BLS
+
+
+@dataclasses.dataclass(frozen=True)
+class OnChunk:
+    """An objective as a function of a chunk of logits, with its gradient."""
+
+    objective: Objective
+
+    def __call__(self, z_BLV: Array, inputs: Any, vocabulary: Vocabulary, with_gradient: bool):
+        factor = factors(self.objective, inputs)
+        targets = {name: self.objective.target(name, inputs["target"], inputs["knobs"]) for name in factor}
+        few, divergences, others = split(self.objective)
+        values, dz_BLV = {}, 0
+        for name, loss in divergences.items():
+            values[name], more_BLV = divergence.on_logits(
+                loss, z_BLV, targets[name], factor[name], vocabulary, with_gradient
+            )
+            dz_BLV = dz_BLV + more_BLV if with_gradient else 0
+        for name, loss in others.items():
+            if vocabulary.axis is not None:
+                raise InputError(f"{name} reads all logits of a token at once, which a sharded vocabulary does not have: set mesh.tensor to 1")
+            values[name], pull_back = jax.vjp(lambda z_BLV, loss=loss, name=name: loss(z_BLV, targets[name]), z_BLV)
+            dz_BLV = dz_BLV + pull_back(factor[name])[0] if with_gradient else 0
+        if few:
+            function, temperatures, id_BLS = together(few, targets, factor, z_BLV.shape[:2])
+            _, few_values, more_BLV = sparse.on_logits(
+                function, temperatures, z_BLV, id_BLS, vocabulary, with_gradient, dz_BLV
+            )
+            values, dz_BLV = values | few_values, more_BLV
+        return sum(factor[name] * value_BL for name, value_BL in values.items()), values, dz_BLV
