@@ -113,11 +113,9 @@ def prepare(experiment, cache: pathlib.Path, seconds: dict[str, float]) -> Subje
     with stopwatch(seconds, "data"):
         dataset = data.prepare(experiment.data, cache, quiet=True)
     with stopwatch(seconds, "compilation"):
-        teacher, teacher_params = None, None
-        if experiment.teacher is not None:
-            teacher = make_model(experiment.teacher.run)
-            teacher_params = jax.jit(teacher.init)(jax.random.key(1))
-        program = build(experiment, teacher)
+        teachers = {name: make_model(source) for name, source in experiment.teachers.items()}
+        teacher_params = {name: jax.jit(model.init)(jax.random.key(1)) for name, model in teachers.items()}
+        program = build(experiment, teachers)
 
         def fresh_state():
             return jax.block_until_ready(program.init(jax.random.key(experiment.seed)))

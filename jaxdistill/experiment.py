@@ -36,6 +36,7 @@ class Experiment:
       steps, batch: optimizer steps, and sequences in each; the run sees steps * batch * data.length tokens.
       optim: optimizer and learning-rate schedule.
       teacher: where targets come from, or None for the data's own labels.
+      controllers: numbers that follow the training, by name: terms that name one read its value at every step.
       seed: of initialisation and of the order of the data.
       dtype: of activations and matmuls; parameters, moments, logits and losses are fp32 in both.
       accumulate: micro-batches a batch is cut into.
@@ -52,6 +53,7 @@ class Experiment:
     batch: int
     optim: AdamW = AdamW()
     teacher: Online | None = None
+    controllers: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     seed: int = 0
     dtype: Literal["float32", "bfloat16"] = "float32"
     accumulate: int = 1
@@ -70,8 +72,15 @@ class Experiment:
             raise InputError(f"batch ({self.batch}) must be a multiple of accumulate ({self.accumulate})")
         if not self.objective:
             raise InputError("objective has no terms; give it at least one, such as {'ce': Term(CrossEntropy())}")
+        if taken := sorted(set(self.controllers) & {*self.objective, "loss", "tokens", "grad_norm", "steps"}):
+            raise InputError(f"a controller is called {taken[0]!r}, which a term or metric is already: rename it")
         if self.dtype not in ("float32", "bfloat16"):
             raise InputError(f"dtype is {self.dtype!r}; it is 'float32' or 'bfloat16'")
+
+    @property
+    def teachers(self) -> dict[str, Any]:
+        """What trains the frozen models by name: an Experiment or a directory each."""
+        return {} if self.teacher is None else self.teacher.runs
 
     @property
     def tokens(self) -> int:

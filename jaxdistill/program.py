@@ -2,19 +2,19 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from jaxdistill import checkpoint, dims, evals
+from jaxdistill import checkpoint, evals
 from jaxdistill.experiment import Experiment
 from jaxdistill.losses.linear_heads import Sharding
 from jaxdistill.losses.objective import Objective
 from jaxdistill.models.transformer import Transformer
 from jaxdistill.parallel import rules
-from jaxdistill.step import State, init_state, make_eval, make_step
+from jaxdistill.step import NONE, State, init_state, make_eval, make_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,28 +36,30 @@ class Program:
     place: Callable
 
 
-def build(experiment: Experiment, teacher: Transformer | None = None, devices=None) -> Program:
-    """The program of an experiment on these devices (default: all). Raises InputError where its shapes cannot shard."""
+def build(experiment: Experiment, teachers: Mapping[str, Transformer] = NONE, devices=None) -> Program:
+    """The program of an experiment on these devices (default: all), with its frozen models by name.
+
+    Raises InputError where its shapes cannot shard.
+    """
     mesh = experiment.mesh.build(devices)
     rows = experiment.batch // experiment.accumulate
     rules.check("BL", (rows, experiment.data.length), mesh, "a micro-batch")
     model = make_model(experiment, mesh)
-    if teacher is not None:
-        teacher = dataclasses.replace(teacher, shard=rules.constrain(mesh))
+    teachers = {name: dataclasses.replace(t, shard=rules.constrain(mesh)) for name, t in teachers.items()}
     objective = Objective.of(experiment.objective)
-    abstract = jax.eval_shape(lambda key: init_state(model, experiment.optim, key), jax.random.key(0))
+
+    def init(key):
+        return init_state(model, experiment.optim, key, experiment.controllers)
+
+    abstract = jax.eval_shape(init, jax.random.key(0))
     shardings = rules.shardings(abstract, mesh)
 
-    def batch_sharding(name: str) -> NamedSharding:
-        return NamedSharding(mesh, rules.spec(dims.letters(name)))
+    by_sequence = NamedSharding(mesh, rules.spec("BL"))
 
     def place(batch):
         if mesh.size == 1:
             return batch
-        arrays = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
-        return type(batch)(
-            **{name: jax.make_array_from_process_local_data(batch_sharding(name), x) for name, x in arrays.items()}
-        )
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(by_sequence, x), batch)
 
     sharding = Sharding()
     if mesh.size > 1:
@@ -66,21 +68,24 @@ def build(experiment: Experiment, teacher: Transformer | None = None, devices=No
         model,
         experiment.optim,
         objective,
-        teacher=teacher,
+        teachers=teachers,
+        keep=experiment.teacher.keep if experiment.teacher is not None else None,
+        controllers=experiment.controllers,
+        seed=experiment.seed,
         accumulate=experiment.accumulate,
         sharding=sharding,
     )
     evaluate = make_eval(
         model,
-        evals.objective(teacher is not None),
-        teacher=teacher,
+        evals.objective(bool(teachers)),
+        teachers=teachers,
         sharding=sharding,
     )
     precise = precision(experiment.dtype)
     return Program(
         step=precise(jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))),
         evaluate=precise(jax.jit(evaluate)),
-        init=jax.jit(lambda key: init_state(model, experiment.optim, key), out_shardings=shardings),
+        init=jax.jit(init, out_shardings=shardings),
         abstract=checkpoint.abstract_like(abstract, shardings),
         place=place,
     )

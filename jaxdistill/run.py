@@ -10,7 +10,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from jaxdistill.parallel import rules
 from jaxdistill.program import Program, build, make_model
 from jaxdistill.scaling import flops
 from jaxdistill.step import State
+from jaxdistill.teacher import TEACHER
 
 
 class Interrupted(Exception):
@@ -38,22 +39,23 @@ class Interrupted(Exception):
         self.signal_number = signal_number
 
 
-def find_teacher(experiment: Experiment, directory: Path) -> Path | None:
-    """The directory of the teacher's finished run; one that an Experiment describes lies beside the student's.
+def find_teachers(experiment: Experiment, directory: Path) -> dict[str, Path]:
+    """The finished runs of all frozen models; those that an Experiment describes lie beside this directory.
 
-    Raises InputError where there is none.
+    Raises InputError where one is missing.
     """
-    if experiment.teacher is None:
-        return None
-    source = experiment.teacher.run
+    return {name: _find(source, name, Path(directory)) for name, source in experiment.teachers.items()}
+
+
+def _find(source: Any, name: str, directory: Path) -> Path:
     if not isinstance(source, Experiment):
         rundir.read_result(Path(source))  # refuses what is not a finished run
         return Path(source)
     text = configs.text(source)
-    for path in sorted(Path(directory).absolute().parent.glob(f"*/{rundir.CONFIG}")):
+    for path in sorted(directory.absolute().parent.glob(f"*/{rundir.CONFIG}")):
         if path.read_text() == text and rundir.is_finished(path.parent):
             return path.parent
-    raise InputError(f"the teacher (identity {configs.identity(source)}) has no finished run beside {directory}")
+    raise InputError(f"the {name} (identity {configs.identity(source)}) has no finished run beside {directory}")
 
 
 def load_teacher(directory: Path, student: Experiment, dataset: data.Dataset, mesh) -> tuple[Transformer, Any]:
@@ -107,15 +109,15 @@ def run(
 
 
 def _train(experiment: Experiment, directory: Path, cache: Path | None, quiet: bool) -> None:
-    teacher_directory = find_teacher(experiment, directory)
+    teacher_directories = find_teachers(experiment, directory)
     dataset = data.prepare(experiment.data, cache, quiet)
     check_vocabulary(experiment, dataset)
     rundir.write_json(directory / "env.json", rundir.environment())
     dataset.tokenizer.save(directory / "tokenizer")
-    teacher, teacher_params = None, None
-    if teacher_directory is not None:
-        teacher, teacher_params = load_teacher(teacher_directory, experiment, dataset, experiment.mesh.build())
-    program = build(experiment, teacher)
+    mesh = experiment.mesh.build()
+    loaded = {name: load_teacher(path, experiment, dataset, mesh) for name, path in teacher_directories.items()}
+    program = build(experiment, {name: model for name, (model, _) in loaded.items()})
+    teacher_params = {name: params for name, (_, params) in loaded.items()}
     checkpoints = checkpoint.Checkpoints(directory / "checkpoints", configs.identity(experiment))
     with contextlib.closing(checkpoints):
         if checkpoints.latest() is None:
@@ -126,7 +128,7 @@ def _train(experiment: Experiment, directory: Path, cache: Path | None, quiet: b
         trainer = Trainer(experiment, directory, program, dataset, teacher_params, checkpoints, seconds)
         scores = trainer.train(state, quiet)
         checkpoints.wait()
-    result = _result(experiment, dataset, teacher_directory, scores, trainer.seconds())
+    result = _result(experiment, dataset, teacher_directories, scores, trainer.seconds())
     rundir.write_json(directory / rundir.RESULT, result)
 
 
@@ -181,7 +183,9 @@ class Trainer:
                     break
                 if experiment.evaluate_every and done % experiment.evaluate_every == 0:
                     log.flush()
-                    writer.write(done, {f"validation/{name}": value for name, value in self.evaluate(state).items()})
+                    scores = self.evaluate(state)
+                    writer.write(done, {f"validation/{name}": value for name, value in scores.items()})
+                    state = self._heed(state, scores)
                 if experiment.checkpoint_every and done % experiment.checkpoint_every == 0:
                     log.flush()
                     self._save(state, done)
@@ -196,7 +200,17 @@ class Trainer:
         """Rates and coefficients of a step: numbers, so that schedules and lengths share one compiled program."""
         steps = self.experiment.steps
         coef = {name: np.float32(term.at(step, steps)) for name, term in self.experiment.objective.items()}
+        if self.experiment.controllers:
+            coef["steps"] = np.float32(steps)
         return self.experiment.optim.rates(step, steps), coef
+
+    def _heed(self, state: State, scores: dict[str, float]) -> State:
+        """The state with what its controllers make of an evaluation."""
+        control = {
+            name: controller.on_evaluation(state.control[name], scores["cross_entropy"])
+            for name, controller in self.experiment.controllers.items()
+        }
+        return dataclasses.replace(state, control=control)
 
     def _save(self, state: State, done: int) -> None:
         self.checkpoints.save(state, done, seconds=self.seconds())
@@ -266,7 +280,7 @@ def _bar(experiment: Experiment, start: int, quiet: bool) -> Generator[Callable[
         yield lambda: progress.advance(task)
 
 
-def _result(experiment, dataset, teacher_directory: Path | None, scores: dict[str, float], seconds: float) -> dict:
+def _result(experiment, dataset, teachers: Mapping[str, Path], scores: dict[str, float], seconds: float) -> dict:
     model = experiment.model
     forward = flops.forward_flops(
         model.num_params, model.num_layers, model.width, experiment.data.length, model.vocab_size
@@ -287,8 +301,8 @@ def _result(experiment, dataset, teacher_directory: Path | None, scores: dict[st
         "tokenizer": dataset.tokenizer.fingerprint,
         "data": dataset.manifest,
     }
-    if teacher_directory is not None:
-        teacher = rundir.read_result(teacher_directory)
-        result |= {"teacher": teacher_directory.name} | {f"{key}_T": teacher[key] for key in ("N", "D")}
+    if TEACHER in teachers:
+        teacher = rundir.read_result(teachers[TEACHER])
+        result |= {"teacher": teachers[TEACHER].name} | {f"{key}_T": teacher[key] for key in ("N", "D")}
         result |= {"L_T": teacher["loss"]}
     return result

@@ -1,14 +1,16 @@
 """One step.
 
-target   = teacher(batch)                                   outside the gradient
+target   = teacher(batch)                                    outside the gradient
 h_BLD    = student.hidden(tokens)
-total    = sum_t weight_t sum_k coef_k loss_k(logits_t)     streamed, logits a chunk at a time
-gradient = d total / count                                  one division, after every micro-batch is added
-state'   = optimizer(state, gradient)
+weights  = of terms that choose their tokens                 without gradient
+total    = sum_t sum_k coef_k weight_kt loss_k(logits_t)     streamed, logits a chunk at a time
+gradient = d total / count                                   one division, after every micro-batch is added
+state'   = optimizer(state, gradient), controllers(metrics)
 """
 
 import dataclasses
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -18,25 +20,29 @@ from jax import Array
 
 from jaxdistill import dims
 from jaxdistill.losses import reduce
-from jaxdistill.losses.linear_heads import weighted_sum
+from jaxdistill.losses.linear_heads import Sharding, token_weights, weighted_sum
 from jaxdistill.losses.objective import Objective
-from jaxdistill.teacher import make_target
+from jaxdistill.teacher import make_target, token_index
+
+NONE: Mapping[str, Any] = types.MappingProxyType({})
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class State:
-    """Everything that changes: number of steps taken (int32), parameters, optimizer moments."""
+    """Everything that changes: number of steps taken (int32), parameters, optimizer moments, controllers."""
 
     step: Array
     params: Any
     opt: Any
+    control: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def init_state(model, optimizer, key: Array) -> State:
+def init_state(model, optimizer, key: Array, controllers: Mapping[str, Any] = NONE) -> State:
     """The state before the first step. Trace it under jit with the shardings you want: it is then born sharded."""
     params = model.init(key)
-    return State(jnp.zeros((), jnp.int32), params, optimizer.transform().init(params))
+    control = {name: controller.init() for name, controller in controllers.items()}
+    return State(jnp.zeros((), jnp.int32), params, optimizer.transform().init(params), control)
 
 
 def micro_batches(batch: Any, number: int) -> Any:
@@ -45,56 +51,91 @@ def micro_batches(batch: Any, number: int) -> Any:
 
 
 def make_step(
-    model, optimizer, objective: Objective, *, teacher=None, accumulate: int = 1, **streaming: Any
+    model,
+    optimizer,
+    objective: Objective,
+    *,
+    teachers: Mapping[str, Any] = NONE,
+    keep: Callable | None = None,
+    controllers: Mapping[str, Any] = NONE,
+    seed: int = 0,
+    accumulate: int = 1,
+    sharding: Sharding = Sharding(),
+    **streaming: Any,
 ) -> Callable:
     """step(state, teacher_params, batch, rates, coef) -> (state, metrics), to be compiled with jax.jit.
 
     Args:
       model: the student.
       optimizer: gives `transform` and `apply`, as `optim.AdamW` does.
-      objective: terms by name; `coef` of the step has a number for each.
-      teacher: a model, or None.
+      objective: terms by name; `coef` of the step has a number for each, and "steps", the length of the run, where
+        there are controllers.
+      teachers: frozen models by name, "teacher" among them, or none; `teacher_params` has the same names.
+      keep: what of the teacher's distribution becomes the target, as `teacher.Online.keep`.
+      controllers: by name; their values are knobs that terms may read.
+      seed: of a random `keep`.
       accumulate: micro-batches a batch is cut into; sums and counts add, so uneven and empty rows stay exact.
-      **streaming: `mode`, `implementation`, `positions` and `sharding` of `linear_heads.weighted_sum`.
+      sharding: how tokens and vocabulary lie on the devices.
+      **streaming: `mode`, `implementation` and `positions` of `linear_heads.weighted_sum`.
 
     The metrics are fp32 scalars: the mean of each term, "loss", "grad_norm" and the count "tokens".
     """
-    transform, target_of = optimizer.transform(), make_target(teacher)
+    transform, target_of = optimizer.transform(), make_target(teachers, keep, sharding)
 
-    def loss(params, target, batch, coef):
+    def loss(params, target, batch, knobs):
         h_BLD, _ = model.hidden(params, batch.tokens_BL, batch.segment_BL, batch.position_BL)
-        head = model.head(params, h_BLD)
-        total, values = weighted_sum(objective, head, target, batch.weight_BL, coef, **streaming)
-        return total, reduce.sums(values, batch.weight_BL)
+        head, weight_BL = model.head(params, h_BLD), batch.weight_BL
+        knobs = {**knobs, **batch.signals}
+        weights = token_weights(objective, head, target, weight_BL, knobs, batch.signals, sharding=sharding)
+        total, values = weighted_sum(
+            objective, head, target, weight_BL, knobs, weights=weights, sharding=sharding, **streaming
+        )
+        return total, reduce.sums(values, weight_BL)
 
     def step(state: State, teacher_params: Any, batch: Any, rates: dict, coef: dict) -> tuple[State, dict[str, Array]]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        knobs = coef | {name: controller.value(state.control[name]) for name, controller in controllers.items()}
+
         def add(carry, part):
-            grads, totals = carry
-            target = target_of(teacher_params, part)
-            (total, sums), part_grads = jax.value_and_grad(loss, has_aux=True)(state.params, target, part, coef)
+            (grads, totals), (batch, index_BL) = carry, part
+            target = target_of(teacher_params, batch, key, index_BL)
+            (total, sums), part_grads = jax.value_and_grad(loss, has_aux=True)(state.params, target, batch, knobs)
             return (jax.tree.map(jnp.add, grads, part_grads), reduce.add(totals, sums | {"loss": total})), None
 
         zero_totals = dict.fromkeys([*objective.names, "loss", "tokens"], jnp.float32(0))
         zero = (jax.tree.map(jnp.zeros_like, state.params), zero_totals)
-        (grads, totals), _ = jax.lax.scan(add, zero, micro_batches(batch, accumulate))
+        (grads, totals), _ = jax.lax.scan(add, zero, micro_batches((batch, token_index(batch)), accumulate))
         metrics = reduce.means(totals)
         grads = jax.tree.map(lambda g: g / reduce.divisor(metrics["tokens"]), grads)
         direction, opt = transform.update(grads, state.opt, state.params)
         multipliers = jax.tree.map(model.config.lr_multiplier, dims.tree_letters(state.params))
         params = optimizer.apply(state.params, direction, rates, multipliers)
-        return State(state.step + 1, params, opt), metrics | {"grad_norm": optax.tree.norm(grads)}
+        control = {
+            name: controller.update(state.control[name], metrics, state.step, coef["steps"])
+            for name, controller in controllers.items()
+        }
+        values = {name: knobs[name] for name in controllers}
+        return State(state.step + 1, params, opt, control), metrics | values | {"grad_norm": optax.tree.norm(grads)}
 
     return step
 
 
-def make_eval(model, objective: Objective, *, teacher=None, **streaming: Any) -> Callable:
+def make_eval(
+    model,
+    objective: Objective,
+    *,
+    teachers: Mapping[str, Any] = NONE,
+    sharding: Sharding = Sharding(),
+    **streaming: Any,
+) -> Callable:
     """evaluate(params, teacher_params, batch) -> sums of every term and the count, to be added over batches."""
-    target_of, coef = make_target(teacher), dict.fromkeys(objective.names, 1.0)
+    target_of, coef = make_target(teachers), dict.fromkeys(objective.names, 1.0)
 
     def evaluate(params: Any, teacher_params: Any, batch: Any) -> dict[str, Array]:
         h_BLD, _ = model.hidden(params, batch.tokens_BL, batch.segment_BL, batch.position_BL)
-        head, target = model.head(params, h_BLD), target_of(teacher_params, batch)
-        _, values = weighted_sum(objective, head, target, batch.weight_BL, coef, **streaming)
-        return reduce.sums(values, batch.weight_BL)
+        target = target_of(teacher_params, batch, jax.random.key(0), token_index(batch))
+        head, weight_BL = model.head(params, h_BLD), batch.weight_BL
+        _, values = weighted_sum(objective, head, target, weight_BL, coef, sharding=sharding, **streaming)
+        return reduce.sums(values, weight_BL)
 
     return evaluate

@@ -33,10 +33,15 @@ def override_all(experiment: Experiment, assignments: Iterable[str]) -> Experime
     """The experiment with overrides applied to it and to the teacher it describes, so that both stay one sweep's."""
     assignments = list(assignments)
     changed = configs.override(experiment, assignments)
-    if changed.teacher is not None and isinstance(changed.teacher.run, Experiment):
-        teacher = dataclasses.replace(changed.teacher, run=override_all(changed.teacher.run, assignments))
-        changed = dataclasses.replace(changed, teacher=teacher)
-    return changed
+    if changed.teacher is None:
+        return changed
+
+    def follow(source):
+        return override_all(source, assignments) if isinstance(source, Experiment) else source
+
+    references = {name: follow(source) for name, source in changed.teacher.references.items()}
+    teacher = dataclasses.replace(changed.teacher, run=follow(changed.teacher.run), references=references)
+    return dataclasses.replace(changed, teacher=teacher)
 
 
 def with_teachers(points: Mapping[str, Experiment]) -> dict[str, Experiment]:
@@ -45,11 +50,11 @@ def with_teachers(points: Mapping[str, Experiment]) -> dict[str, Experiment]:
     extra: dict[str, Experiment] = {}
 
     def visit(name: str, experiment: Experiment) -> None:
-        source = experiment.teacher.run if experiment.teacher is not None else None
-        if isinstance(source, Experiment) and configs.text(source) not in known:
-            known.add(configs.text(source))
-            visit(f"{name}-teacher", source)
-            extra[f"{name}-teacher"] = source
+        for role, source in experiment.teachers.items():
+            if isinstance(source, Experiment) and configs.text(source) not in known:
+                known.add(configs.text(source))
+                visit(f"{name}-{role}", source)
+                extra[f"{name}-{role}"] = source
 
     for name, experiment in points.items():
         visit(name, experiment)
@@ -57,15 +62,14 @@ def with_teachers(points: Mapping[str, Experiment]) -> dict[str, Experiment]:
 
 
 def cost(experiment: Experiment) -> float:
-    """FLOPs of a run: three forward passes of the student and one of a live teacher for every token (Eq. 9)."""
+    """FLOPs of a run: three forward passes of the student and one of each frozen model for every token (Eq. 9)."""
 
     def forward(e: Experiment) -> float:
         model = e.model
         return flops.forward_flops(model.num_params, model.num_layers, model.width, e.data.length, model.vocab_size)
 
-    source = experiment.teacher.run if experiment.teacher is not None else None
-    teacher = forward(source) if isinstance(source, Experiment) else 0.0
-    return experiment.tokens * (3 * forward(experiment) + teacher)
+    teachers = sum(forward(source) for source in experiment.teachers.values() if isinstance(source, Experiment))
+    return experiment.tokens * (3 * forward(experiment) + teachers)
 
 
 @dataclasses.dataclass
@@ -105,8 +109,8 @@ def plan(points: Mapping[str, Experiment], directory: Path) -> list[Point]:
     named = {configs.text(experiment): name for name, experiment in reversed(points.items())}
 
     def needs(experiment: Experiment) -> tuple[str, ...]:
-        source = experiment.teacher.run if experiment.teacher is not None else None
-        return (named[configs.text(source)],) if isinstance(source, Experiment) else ()
+        sources = [source for source in experiment.teachers.values() if isinstance(source, Experiment)]
+        return tuple(dict.fromkeys(named[configs.text(source)] for source in sources))
 
     planned = [Point(name, e, Path(directory) / name, needs(e)) for name, e in points.items()]
     wanted = {name for point in planned for name in point.needs}

@@ -62,12 +62,13 @@ def state():
 
 @pytest.fixture(scope="module")
 def teacher_params():
-    return jax.jit(TEACHER.init)(seed(1))
+    return {"teacher": jax.jit(TEACHER.init)(seed(1))}
 
 
 @functools.cache
 def compiled_step(objective, teacher=None, accumulate=1, optim=OPTIM, donate=()):
-    step = make_step(STUDENT, optim, objective, teacher=teacher, accumulate=accumulate)
+    teachers = {} if teacher is None else {"teacher": teacher}
+    step = make_step(STUDENT, optim, objective, teachers=teachers, accumulate=accumulate)
     return jax.jit(step, donate_argnums=donate)
 
 
@@ -163,7 +164,7 @@ def test_metrics_are_the_exact_weighted_means_and_the_loss_their_sum(state, teac
     batch = random_batch()
     _, metrics = take_step(state, teacher_params, batch, accumulate=4)
     z_BLV = np.asarray(all_logits(STUDENT, state.params, batch), np.float64)
-    z_teacher_BLV = np.asarray(all_logits(TEACHER, teacher_params, batch), np.float64)
+    z_teacher_BLV = np.asarray(all_logits(TEACHER, teacher_params["teacher"], batch), np.float64)
     lse_BL = np.log(np.exp(z_BLV).sum(-1))
     logq_BLV, logp_BLV = (x / 2 - np.log(np.exp(x / 2).sum(-1, keepdims=True)) for x in (z_BLV, z_teacher_BLV))
     expected = {
@@ -197,7 +198,7 @@ def test_no_gradient_of_the_teacher_is_formed(state, teacher_params):
         return sum(f"f32[{VOCAB_SIZE},24] = dot_general" in line for line in lines)
 
     def step(teacher_params, implementation):
-        take = make_step(STUDENT, OPTIM, DISTIL, teacher=TEACHER, implementation=implementation)
+        take = make_step(STUDENT, OPTIM, DISTIL, teachers={"teacher": TEACHER}, implementation=implementation)
         return take(state, teacher_params, random_batch(), RATES, COEF)
 
     assert matmuls(jax.grad(lambda params: step(params, "reference")[1]["loss"])) > 0  # so the search can find one
@@ -205,7 +206,7 @@ def test_no_gradient_of_the_teacher_is_formed(state, teacher_params):
 
 
 def test_a_student_at_its_teacher_stays_there(state):
-    _, metrics = compiled_step(KL, STUDENT)(state, state.params, random_batch(), RATES, {"kl": 1.0})
+    _, metrics = compiled_step(KL, STUDENT)(state, {"teacher": state.params}, random_batch(), RATES, {"kl": 1.0})
     assert metrics["kl"] == 0 and metrics["grad_norm"] < 1e-6
 
 
@@ -240,7 +241,7 @@ def test_neither_schedules_nor_step_numbers_nor_data_compile_anything_anew(state
 
 def test_sums_of_an_evaluation_add_to_the_metrics_of_the_step(state, teacher_params):
     _, metrics = take_step(state, teacher_params, random_batch())
-    evaluate = jax.jit(make_eval(STUDENT, DISTIL, teacher=TEACHER))
+    evaluate = jax.jit(make_eval(STUDENT, DISTIL, teachers={"teacher": TEACHER}))
     halves = [jax.tree.map(lambda x, rows=rows: x[rows], random_batch()) for rows in (slice(0, 4), slice(4, 8))]
     totals = reduce.add(*(evaluate(state.params, teacher_params, half) for half in halves))
     means = reduce.means(totals)

@@ -1,6 +1,7 @@
 """Fixed windows over a flat array of tokens, and the batch that a training step sees."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Packed sequences with their next tokens. A pytree of five arrays [B, L], NumPy on the host.
+    """Packed sequences with their next tokens. A pytree of arrays [B, L], NumPy on the host.
 
     Attributes:
       tokens_BL: int32, the input.
@@ -18,6 +19,7 @@ class Batch:
         0 where it opens another document and in the padding.
       segment_BL: int32, which document of the window an input belongs to, from 1; 0 in the padding.
       position_BL: int32, the place of an input in its document, from 0; a document cut by the window starts again at 0.
+      signals: further numbers of the tokens by name, float32 [B, L] each, that token weights may read.
     """
 
     tokens_BL: jax.typing.ArrayLike
@@ -25,6 +27,7 @@ class Batch:
     weight_BL: jax.typing.ArrayLike
     segment_BL: jax.typing.ArrayLike
     position_BL: jax.typing.ArrayLike
+    signals: Mapping[str, jax.typing.ArrayLike] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

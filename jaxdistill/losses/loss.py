@@ -28,7 +28,10 @@ class Sparse:
     at the ids, divided by the temperature, and 0 at NO_ID.
     """
 
-    temperature: float = 1.0
+    @property
+    def temperature(self) -> float:
+        """What the logits are divided by; a loss with a temperature makes it a field."""
+        return 1.0
 
     def ids(self, target: Any) -> Array:
         """The ids whose logits the loss reads, int32 [B, L, S]."""
@@ -50,7 +53,10 @@ class Divergence:
     the student's (as TAID does) without passing a gradient.
     """
 
-    temperature: float = 1.0
+    @property
+    def temperature(self) -> float:
+        """What the logits of both sides are divided by; a loss with a temperature makes it a field."""
+        return 1.0
 
     def points(self, log_p_BLV: Array, log_q_BLV: Array, at_label_BLV: Array, *of_token: Array) -> tuple[Array, ...]:
         """What every id of the vocabulary contributes to each sum, fp32 [B, L, V] each.
@@ -59,7 +65,7 @@ class Divergence:
         """
         raise NotImplementedError
 
-    def per_token(self, log_p_BLV: Array, log_q_BLV: Array, vocabulary: Vocabulary) -> tuple[Array, ...]:
+    def per_token(self, log_p_BLV: Array, log_q_BLV: Array, target: Any, vocabulary: Vocabulary) -> tuple[Array, ...]:
         """Numbers of a token that `points` depends on, fp32 [B, L] each, without gradient; most need none."""
         return ()
 
@@ -86,7 +92,7 @@ class Divergence:
 
     def fixed(self, log_p_BLV: Array, log_q_BLV: Array, target: Any, vocabulary: Vocabulary) -> tuple[Array, ...]:
         """The arguments of `points` that no gradient passes: where the label is, and the numbers of each token."""
-        numbers = self.per_token(log_p_BLV, jax.lax.stop_gradient(log_q_BLV), vocabulary)
+        numbers = self.per_token(log_p_BLV, jax.lax.stop_gradient(log_q_BLV), target, vocabulary)
         at_label_BLV = vocabulary.at(target.label_BL, log_q_BLV.shape[-1])
         return at_label_BLV, *(jax.lax.stop_gradient(x_BL)[..., None] for x_BL in numbers)
 

@@ -3,7 +3,10 @@
 A changed default shows up here as a difference in every run that it touches; `pytest --update-golden` accepts it.
 """
 
+import dataclasses
+import math
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -36,10 +39,10 @@ def check_golden(request, name, text):
 def trace(experiment: Experiment):
     """The state after one step as shapes, without computing anything."""
     model = make_model(experiment)
-    teacher = make_model(experiment.teacher.run) if experiment.teacher is not None else None
-    step = make_step(model, experiment.optim, Objective.of(experiment.objective), teacher=teacher)
+    teachers = {name: make_model(source) for name, source in experiment.teachers.items()}
+    step = make_step(model, experiment.optim, Objective.of(experiment.objective), teachers=teachers)
     state = jax.eval_shape(lambda key: init_state(model, experiment.optim, key), jax.random.key(0))
-    teacher_params = jax.eval_shape(teacher.init, jax.random.key(0)) if teacher is not None else None
+    teacher_params = {name: jax.eval_shape(t.init, jax.random.key(0)) for name, t in teachers.items()}
     shape = (experiment.batch, experiment.data.length)
     ids = jax.ShapeDtypeStruct(shape, jnp.int32)
     batch = Batch(ids, ids, jax.ShapeDtypeStruct(shape, jnp.float32), ids, ids)
@@ -97,3 +100,35 @@ def test_each_preset_has_enough_runs_to_identify_the_laws():
         assert len(supervised) >= 8
         assert len({round(point.tokens / point.model.num_params, 3) for point in supervised}) >= 4
         assert len({point.teacher.run.model for point in points if point.teacher is not None}) >= 2
+
+
+def largest_buffers(experiment: Experiment, **streaming) -> int:
+    """Elements of the largest array in the compiled step."""
+    model = make_model(experiment)
+    teachers = {name: make_model(source) for name, source in experiment.teachers.items()}
+    step = make_step(model, experiment.optim, Objective.of(experiment.objective), teachers=teachers, **streaming)
+    state = jax.eval_shape(lambda key: init_state(model, experiment.optim, key), jax.random.key(0))
+    teacher_params = {name: jax.eval_shape(t.init, jax.random.key(0)) for name, t in teachers.items()}
+    ids = jax.ShapeDtypeStruct((experiment.batch, experiment.data.length), jnp.int32)
+    batch = Batch(ids, ids, jax.ShapeDtypeStruct(ids.shape, jnp.float32), ids, ids)
+    coef = {name: jnp.float32(1) for name in experiment.objective}
+    compiled = jax.jit(step).lower(state, teacher_params, batch, experiment.optim.rates(0, 10), coef).compile()
+    return max(math.prod(map(int, s.split(","))) for s in re.findall(r"\w\[(\d[\d,]*)\]", compiled.as_text()))
+
+
+def student_of(file: str, vocab_size: int) -> Experiment:
+    """The student of an experiment with a vocabulary that outweighs everything else in its step."""
+    experiment = load_module(ROOT / "experiments" / f"{file}.py").config()
+    teacher = experiment.teacher.run
+    wide = [
+        dataclasses.replace(e, model=dataclasses.replace(e.model, vocab_size=vocab_size)) for e in (experiment, teacher)
+    ]
+    return dataclasses.replace(wide[0], teacher=dataclasses.replace(experiment.teacher, run=wide[1]))
+
+
+@pytest.mark.parametrize("file", ["distill", "scaling_law"])
+def test_nothing_in_the_compiled_step_has_the_size_of_all_logits(file):
+    experiment = student_of(file, 32_768)
+    logits = experiment.batch * experiment.data.length * experiment.model.vocab_size
+    assert largest_buffers(experiment, implementation="reference") >= logits  # so the search can find one
+    assert largest_buffers(experiment) <= logits / 2

@@ -20,13 +20,13 @@ from jaxdistill.program import build, make_model
 
 def losses(experiment, kind: str) -> list[float]:
     """The loss of every step, and the last validation sums, from one initialisation and order of data."""
-    teacher, teacher_params = None, None
+    teachers, teacher_params = {}, {}
     if kind == "distilled":
         teacher = make_model(dataclasses.replace(experiment, model=ladder.laptop(64, 257)))
-        teacher_params = teacher.init(jax.random.key(99))
-    program = build(experiment, teacher)
+        teachers, teacher_params = {"teacher": teacher}, {"teacher": teacher.init(jax.random.key(99))}
+    program = build(experiment, teachers)
     dataset = data.prepare(experiment.data, quiet=True)
-    if teacher is not None:
+    if teachers:
         mesh = experiment.mesh.build()
         teacher_params = jax.device_put(teacher_params, rules.shardings(teacher_params, mesh))
     state = program.init(jax.random.key(0))

@@ -15,7 +15,7 @@ from jaxdistill.losses.linear_heads.divergence.api import alike, linear_divergen
 from jaxdistill.losses.linear_heads.sharding import LOCAL, Sharding
 from jaxdistill.losses.linear_heads.sparse.api import Mode, linear_picks
 from jaxdistill.losses.linear_heads.stream import streamed_sum
-from jaxdistill.losses.objective import Knobs, Objective
+from jaxdistill.losses.objective import Knobs, Objective, Term
 from jaxdistill.losses.targets import Dense, Target
 
 
@@ -73,13 +73,47 @@ def weighted_sum(
     return total, {name: jnp.where(weight_BL != 0, jax.lax.stop_gradient(v), 0) for name, v in values.items()}
 
 
+def token_weights(
+    objective: Objective,
+    head: Head,
+    target: Target,
+    weight_BL: Array,
+    knobs: Knobs,
+    signals: Mapping[str, Array],
+    *,
+    sharding: Sharding = LOCAL,
+) -> dict[str, Array]:
+    """{term: fp32 [B, L]} for the terms that weigh tokens otherwise than the data does; no gradient passes.
+
+    What they need to know of the tokens is found beforehand, in one pass over the heads for all of them; where no term
+    asks for anything, nothing runs.
+
+    Args:
+      signals: per-token arrays of the batch by name, such as advantages.
+      objective, head, target, weight_BL, knobs, sharding: as for `weighted_sum`.
+    """
+    weights = {name: term.weight for name, term in objective.terms if term.weight is not None}
+    asked = {f"{name}/{key}": Term(loss) for name, w in weights.items() for key, loss in w.statistics().items()}
+    found: dict[str, Array] = {}
+    if asked:
+        frozen, ones = jax.lax.stop_gradient(head), dict.fromkeys(asked, 1.0)
+        _, found = weighted_sum(Objective.of(asked), frozen, target, weight_BL, {**knobs, **ones}, sharding=sharding)
+    out = {}
+    for name, weight in weights.items():
+        own = {key.removeprefix(f"{name}/"): value for key, value in found.items() if key.startswith(f"{name}/")}
+        out[name] = jax.lax.stop_gradient(weight(own, target, weight_BL, signals))
+    return out
+
+
 def _recomputed(objective: Objective, head: Head, inputs: Any, sharding: Sharding):
     """The total from ops that keep no logits: one pass for all sparse terms of a temperature, one per divergence."""
     factor = terms.factors(objective, inputs)
     targets = {name: objective.target(name, inputs["target"], inputs["knobs"]) for name in factor}
     few, divergences, others = terms.split(objective)
     for name in others:
-        raise InputError(f"{name} needs all logits of a token at once: mode 'recompute' cannot give them; use 'forward'")
+        raise InputError(
+            f"{name} needs all logits of a token at once: mode 'recompute' cannot give them; use 'forward'"
+        )
     total, values = jnp.float32(0), {}
     for T in dict.fromkeys(loss.temperature for loss in few.values()):
         here = {name: loss for name, loss in few.items() if loss.temperature == T}
@@ -89,9 +123,17 @@ def _recomputed(objective: Objective, head: Head, inputs: Any, sharding: Shardin
         total, values = total + jnp.sum(loss_BL), values | here_values
     for name, loss in divergences.items():
         if not isinstance(targets[name], Dense):
-            raise InputError(f"{name}: mode 'recompute' compares with a teacher's own distribution; use 'forward' for a transform of it")
+            raise InputError(
+                f"{name}: mode 'recompute' compares with a teacher's own distribution; use 'forward' for a transform of it"
+            )
         more, values[name] = linear_divergence(
-            loss, head, targets[name].head, factor[name], label_BL=targets[name].label_BL, mode="recompute", sharding=sharding
+            loss,
+            head,
+            targets[name].head,
+            factor[name],
+            label_BL=targets[name].label_BL,
+            mode="recompute",
+            sharding=sharding,
         )
         total += more
     return total, values

@@ -17,4 +17,4 @@ def weighted_sum(objective: Objective, head: Head, inputs: Any) -> tuple[Array, 
         name: term.loss(z_BLV, objective.target(name, inputs["target"], inputs["knobs"]))
         for name, term in objective.terms
     }
-    return sum(jnp.sum(factor[name] * value_BL) for name, value_BL in values.items()), values
+    return sum((jnp.sum(factor[name] * v_BL) for name, v_BL in values.items()), jnp.float32(0)), values

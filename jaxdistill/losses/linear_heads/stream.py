@@ -103,10 +103,10 @@ def _scan(on_chunk, num_chunks, with_gradient, sharding: Sharding, vocabulary: V
         dbias_V = None if dbias_V is None else dbias_V + dbias_here_V
         return (total, dw_VD, dbias_V), (values, dh_BLD)
 
-    zeros = [
-        None if x is None or not with_gradient else jnp.zeros(x.shape, jnp.float32) for x in (head.w_VD, head.bias_V)
-    ]
-    (total, dw_VD, dbias_V), (values, dh) = jax.lax.scan(body, (jnp.float32(0), *zeros), jnp.arange(num_chunks))
+    dw_VD = jnp.zeros(head.w_VD.shape if with_gradient else (0, 0), jnp.float32)
+    dbias_V = jnp.zeros(head.bias_V.shape, jnp.float32) if with_gradient and head.bias_V is not None else None
+    carry = (jnp.float32(0), dw_VD, dbias_V)
+    (total, dw_VD, dbias_V), (values, dh) = jax.lax.scan(body, carry, jnp.arange(num_chunks))
     values = {f"{name}_BL": join(value) for name, value in values.items()}
     gradient = sharding.join(Gradient(vocabulary.add(join(dh)), dw_VD, dbias_V)) if with_gradient else None
     return sharding.over_tokens(total), values, gradient

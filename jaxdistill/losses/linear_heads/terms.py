@@ -1,6 +1,7 @@
 """The terms of an objective on one chunk of logits: every kind of loss in its cheapest form, on one head pass for all."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -31,7 +32,7 @@ def split(objective: Objective) -> tuple[dict[str, Sparse], dict[str, Divergence
     return sparse, divergences, {name: loss for name, loss in losses.items() if name not in {**sparse, **divergences}}
 
 
-def together(losses: dict[str, Sparse], targets: dict[str, Any], factor: dict[str, Array], tokens: tuple[int, int]):
+def together(losses: dict[str, Sparse], targets: dict[str, Any], factor: dict[str, Array], tokens: tuple[int, ...]):
     """Several sparse losses as one function of (lse_RBL, z_BLS), with the ids and temperatures it needs."""
     temperatures = tuple(dict.fromkeys(loss.temperature for loss in losses.values()))
     ids = {name: loss.ids(targets[name]) for name, loss in losses.items()}
@@ -43,11 +44,13 @@ def together(losses: dict[str, Sparse], targets: dict[str, Any], factor: dict[st
     def function(lse_RBL, z_BLS):
         values = {
             name: loss.value(
-                lse_RBL[temperatures.index(loss.temperature)], z_BLS[..., places[name]] / loss.temperature, targets[name]
+                lse_RBL[temperatures.index(loss.temperature)],
+                z_BLS[..., places[name]] / loss.temperature,
+                targets[name],
             )
             for name, loss in losses.items()
         }
-        return sum(factor[name] * value_BL for name, value_BL in values.items()), values
+        return sum((factor[name] * v_BL for name, v_BL in values.items()), jnp.zeros(tokens)), values
 
     return function, temperatures, id_BLS
 
@@ -62,21 +65,22 @@ class OnChunk:
         factor = factors(self.objective, inputs)
         targets = {name: self.objective.target(name, inputs["target"], inputs["knobs"]) for name in factor}
         few, divergences, others = split(self.objective)
-        values, dz_BLV = {}, 0
+        values: dict[str, Array] = {}
+        gradients: list[Array] = []
         for name, loss in divergences.items():
-            values[name], more_BLV = divergence.on_logits(
+            values[name], dz_BLV = divergence.on_logits(
                 loss, z_BLV, targets[name], factor[name], vocabulary, with_gradient
             )
-            dz_BLV = dz_BLV + more_BLV if with_gradient else 0
+            gradients += [] if dz_BLV is None else [dz_BLV]
         for name, loss in others.items():
             if vocabulary.axis is not None:
-                raise InputError(f"{name} reads all logits of a token at once, which a sharded vocabulary does not have: set mesh.tensor to 1")
-            values[name], pull_back = jax.vjp(lambda z_BLV, loss=loss, name=name: loss(z_BLV, targets[name]), z_BLV)
-            dz_BLV = dz_BLV + pull_back(factor[name])[0] if with_gradient else 0
-        if few:
-            function, temperatures, id_BLS = together(few, targets, factor, z_BLV.shape[:2])
-            _, few_values, more_BLV = sparse.on_logits(
-                function, temperatures, z_BLV, id_BLS, vocabulary, with_gradient, dz_BLV
-            )
-            values, dz_BLV = values | few_values, more_BLV
+                raise InputError(
+                    f"{name} reads all logits of a token at once, which a sharded vocabulary does not have: "
+                    "set mesh.tensor to 1"
+                )
+            values[name], pull_back = jax.vjp(functools.partial(loss, target=targets[name]), z_BLV)
+            gradients += pull_back(factor[name]) if with_gradient else []
+        function, temperatures, id_BLS = together(few, targets, factor, z_BLV.shape[:2])
+        _, more, dz_BLV = sparse.on_logits(function, temperatures, z_BLV, id_BLS, vocabulary, with_gradient, gradients)
+        values |= more
         return sum(factor[name] * value_BL for name, value_BL in values.items()), values, dz_BLV

@@ -76,19 +76,19 @@ class Tiles:
             w_VD = jax.lax.dynamic_slice_in_dim(head.w_VD, start, self.columns).astype(head.h_BLD.dtype)
             dh_BLD += jnp.einsum("blv,vd->bld", dproduct_BLV, w_VD, preferred_element_type=jnp.float32)
             dw_here_VD = jnp.einsum("blv,bld->vd", dproduct_BLV, head.h_BLD, preferred_element_type=jnp.float32)
-            return (dh_BLD, _add_rows(dw_VD, dw_here_VD, start), _add_rows(dbias_V, dbias_here_V, start)), None
+            dbias_V = None if dbias_V is None else _add_rows(dbias_V, dbias_here_V, start)
+            return (dh_BLD, _add_rows(dw_VD, dw_here_VD, start), dbias_V), None
 
-        zeros = [
-            None if x is None else jnp.zeros(x.shape, jnp.float32 if exact else x.dtype) for x in (head.w_VD, head.bias_V)
-        ]
-        carry = (jnp.zeros(head.h_BLD.shape, jnp.float32), *zeros)
+        def zeros(x):
+            return jnp.zeros(x.shape, jnp.float32 if exact else x.dtype)
+
+        bias_V = None if head.bias_V is None else zeros(head.bias_V)
+        carry = (jnp.zeros(head.h_BLD.shape, jnp.float32), zeros(head.w_VD), bias_V)
         (dh_BLD, dw_VD, dbias_V), _ = jax.lax.scan(body, carry, jnp.arange(self.number))
         return Gradient(vocabulary.add(dh_BLD), dw_VD, dbias_V)
 
 
-def _add_rows(whole: Array | None, rows: Array | None, start: Array) -> Array | None:
+def _add_rows(whole: Array, rows: Array, start: Array) -> Array:
     """`whole` with these rows added from `start` on."""
-    if whole is None or rows is None:
-        return None
     here = jax.lax.dynamic_slice_in_dim(whole, start, rows.shape[0]) + rows.astype(whole.dtype)
     return jax.lax.dynamic_update_slice_in_dim(whole, here, start, 0)

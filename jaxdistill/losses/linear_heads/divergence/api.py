@@ -57,7 +57,9 @@ def linear_divergence(
     if mode == "recompute":
         if type(divergence).per_token is not Divergence.per_token:
             name = type(divergence).__name__
-            raise InputError(f"{name} looks at all logits of a token at once, which mode 'recompute' never has; use 'forward'")
+            raise InputError(
+                f"{name} looks at all logits of a token at once, which mode 'recompute' never has; use 'forward'"
+            )
         value_BL = tiled.divergence_of(divergence, sharding, head, target)
         return jnp.sum(weight_BL * value_BL), value_BL
     inputs = {"target": target, "weight_BL": weight_BL}

@@ -63,14 +63,20 @@ def _sums(divergence, sharding, vocabulary: Vocabulary, head: Head, target: Dens
     def body(carry, tile):
         z_BLV, _ = student.logits(tile, vocabulary)
         points_BLV, pull_back, _ = _points(divergence, vocabulary, student, teacher, kept, target.label_BL, tile, z_BLV)
-        slopes_BLV = [pull_back(tuple(jnp.full_like(p, i == j) for j, p in enumerate(points_BLV)))[0]
-                      for i in range(len(points_BLV))]
+        slopes_BLV = [
+            pull_back(tuple(jnp.full_like(p, i == j) for j, p in enumerate(points_BLV)))[0]
+            for i in range(len(points_BLV))
+        ]
         fresh_V = student.fresh(tile)
-        here = [jnp.stack([jnp.sum(jnp.where(fresh_V, x, 0), axis=-1) for x in xs], axis=-1)
-                for xs in (points_BLV, slopes_BLV)]
+        here = [
+            jnp.stack([jnp.sum(jnp.where(fresh_V, x, 0), axis=-1) for x in xs], axis=-1)
+            for xs in (points_BLV, slopes_BLV)
+        ]
         return jax.tree.map(jnp.add, carry, tuple(here)), None
 
-    number = len(jax.eval_shape(divergence.points, *[jax.ShapeDtypeStruct((1, 1, 1), d) for d in ("float32", "float32", "bool")]))
+    number = len(
+        jax.eval_shape(divergence.points, *[jax.ShapeDtypeStruct((1, 1, 1), d) for d in ("float32", "float32", "bool")])
+    )
     zero = jnp.zeros((*target.label_BL.shape, number), jnp.float32)
     (sum_BLS, slope_BLS), _ = jax.lax.scan(body, (zero, zero), jnp.arange(student.number))
     return kept | {"sum_BLS": vocabulary.add(sum_BLS), "slope_BLS": vocabulary.add(slope_BLS)}

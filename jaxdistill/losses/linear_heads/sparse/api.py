@@ -22,7 +22,12 @@ Mode = Literal["forward", "recompute"]
 
 
 def linear_picks(
-    head: Head, id_BLS: Array, *, temperature: float = 1.0, implementation: str | None = None, sharding: Sharding = LOCAL
+    head: Head,
+    id_BLS: Array,
+    *,
+    temperature: float = 1.0,
+    implementation: str | None = None,
+    sharding: Sharding = LOCAL,
 ) -> tuple[Array, Array]:
     """The log-normaliser of z / temperature, fp32 [B, L], and the logits z at the ids, fp32 [B, L, S].
 

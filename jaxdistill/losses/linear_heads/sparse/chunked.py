@@ -4,7 +4,7 @@ A function of lse and z at a few ids has dz = sum_T dlse_T softmax(z / T) / T + 
 differentiated on [B, L, S] only.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +20,11 @@ def on_logits(
     id_BLS: Array,
     vocabulary: Vocabulary,
     with_gradient: bool,
-    also_BLV: Array | float = 0,
+    also_BLV: Sequence[Array] = (),
 ) -> tuple[Array, dict[str, Array], Array | None]:
     """(loss_BL, values, dz_BLV): function(lse_RBL, z_BLS) -> (loss_BL, values), with one lse a temperature.
 
-    `also_BLV` is a gradient from elsewhere: added before the scatter, which then needs no copy.
+    `also_BLV` are gradients from elsewhere: added before the scatter, which then needs no copy.
     """
     lse_RBL = tuple(vocabulary.lse(z_BLV / T) for T in temperatures)
     z_BLS = vocabulary.pick(z_BLV, id_BLS)
@@ -32,9 +32,8 @@ def on_logits(
         return *function(lse_RBL, z_BLS), None
     loss_BL, pull_back, values = jax.vjp(function, lse_RBL, z_BLS, has_aux=True)
     dlse_RBL, dz_BLS = pull_back(jnp.ones_like(loss_BL))
-    dz_BLV = sum(
+    softmax_BLV = [
         (dlse_BL / T)[..., None] * jnp.exp(z_BLV / T - lse_BL[..., None])
         for T, lse_BL, dlse_BL in zip(temperatures, lse_RBL, dlse_RBL, strict=True)
-    )
-    dz_BLV = dz_BLV + also_BLV
-    return loss_BL, values, vocabulary.scatter(dz_BLV, id_BLS, dz_BLS)
+    ]
+    return loss_BL, values, vocabulary.scatter(sum([*softmax_BLV, *also_BLV], jnp.zeros(())), id_BLS, dz_BLS)

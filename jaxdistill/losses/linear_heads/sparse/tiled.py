@@ -38,7 +38,11 @@ def picks(temperature: float, sharding: Sharding, vocabulary: Vocabulary, head: 
         x_BLV = jnp.where(tiles.fresh(tile), z_BLV, MASKED) / temperature
         new_BL = jnp.maximum(top_BL, jnp.max(x_BLV, axis=-1))
         sum_BL = sum_BL * jnp.exp(top_BL - new_BL) + jnp.sum(jnp.exp(x_BLV - new_BL[..., None]), axis=-1)
-        return (new_BL, sum_BL, z_BLS + tiles.slice(tile, vocabulary).pick(z_BLV, tiles.own(tile, id_BLS, vocabulary))), None
+        return (
+            new_BL,
+            sum_BL,
+            z_BLS + tiles.slice(tile, vocabulary).pick(z_BLV, tiles.own(tile, id_BLS, vocabulary)),
+        ), None
 
     tokens = head.h_BLD.shape[:2]
     zero = (jnp.full(tokens, MASKED, jnp.float32), jnp.zeros(tokens, jnp.float32), jnp.zeros(id_BLS.shape, jnp.float32))

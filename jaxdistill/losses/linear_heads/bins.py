@@ -1,0 +1,54 @@
+"""What a teacher's head is asked for, a chunk of positions at a time and in bins of consecutive ids; no gradients here.
+
+Picking S ids out of V by sorting or summing all of them again is dear. One reduction of every bin of ids tells which S
+bins matter, and only those are looked into: V / width + S width numbers in place of V.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxdistill.head import Head
+from jaxdistill.losses.linear_heads.stream import default_positions, join, pad, take
+from jaxdistill.losses.vocabulary import Vocabulary
+
+
+def map_chunks(on_chunk: Callable[..., Any], head: Head, *inputs: Any, positions: int | None) -> Any:
+    """on_chunk(head, *inputs) for `positions` positions of every sequence at a time; its results are [B, L, ...].
+
+    Arrays of the head and of `inputs` whose letters begin with BL are cut. `positions` None takes `default_positions`.
+    """
+    B, L, _ = head.h_BLD.shape
+    num_chunks = -(-L // (positions or default_positions(B, L)))
+    size = -(-L // num_chunks)
+    head = dataclasses.replace(head, w_VD=head.w_VD.astype(head.h_BLD.dtype))  # once, not in every chunk
+    whole = pad((head, *inputs), num_chunks * size - L)
+    chunks = jax.lax.map(lambda chunk: on_chunk(*take(whole, chunk, size)), jnp.arange(num_chunks))
+    return jax.tree.map(lambda x: join(x)[:, :L], chunks)
+
+
+def logits(head: Head, vocabulary: Vocabulary) -> Array:
+    """The logits of the columns that are here, fp32 [B, L, V]."""
+    return head.finish(head.product(), head.bias_V, vocabulary.first)
+
+
+def best_width(columns: int, picked: int) -> int:
+    """The power of two near sqrt(columns / picked), where columns / width + picked width is least."""
+    return 2 ** max(0, round(math.log2(columns / picked) / 2))
+
+
+def binned(x_BLV: Array, width: int, fill: float) -> Array:
+    """[B, L, V] -> [B, L, bins, width], the last bin filled up."""
+    B, L, V = x_BLV.shape
+    x_BLV = jnp.pad(x_BLV, ((0, 0), (0, 0), (0, -V % width)), constant_values=fill)
+    return x_BLV.reshape(B, L, -1, width)
+
+
+def look_into(binned_x: Array, bin_BLS: Array) -> Array:
+    """The bins chosen for every token, [B, L, S, width]."""
+    return jnp.take_along_axis(binned_x, bin_BLS[..., None], axis=2)

@@ -1,0 +1,1 @@
+"""Tokens drawn from a teacher, weighted without bias. `api` chooses, `reference` defines."""

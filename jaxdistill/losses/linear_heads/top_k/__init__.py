@@ -1,0 +1,1 @@
+"""A teacher's K most probable tokens. `api` chooses, `reference` defines."""
