@@ -80,26 +80,35 @@ def make_step(
 
     The metrics are fp32 scalars: the mean of each term, "loss", "grad_norm" and the count "tokens".
     """
-    transform, target_of = optimizer.transform(), make_target(teachers, keep, sharding)
+    on_logits, on_states = objective.split()
+    layers, teacher_layers = objective.layers()
+    transform, target_of = optimizer.transform(), make_target(teachers, keep, sharding, teacher_layers)
 
-    def loss(params, target, batch, knobs):
-        h_BLD, _ = model.hidden(params, batch.tokens_BL, batch.segment_BL, batch.position_BL)
+    def loss(params, targets, batch, knobs):
+        target, hidden = targets
+        h_BLD, kept = model.hidden(params, batch.tokens_BL, batch.segment_BL, batch.position_BL, keep=layers)
         head, weight_BL = model.head(params, h_BLD), batch.weight_BL
         knobs = {**knobs, **batch.signals}
         weights = token_weights(objective, head, target, weight_BL, knobs, batch.signals, sharding=sharding)
-        total, values = weighted_sum(
-            objective, head, target, weight_BL, knobs, weights=weights, sharding=sharding, **streaming
-        )
+        total, values = jnp.float32(0), {}
+        if on_logits.terms:
+            total, values = weighted_sum(
+                on_logits, head, target, weight_BL, knobs, weights=weights, sharding=sharding, **streaming
+            )
+        for name, term in on_states.terms:
+            values[name] = term.loss(kept, hidden.states, weight_BL)
+            total += jnp.sum(objective.coef(name, knobs) * weights.get(name, weight_BL) * values[name])
         return total, reduce.sums(values, weight_BL)
 
     def step(state: State, teacher_params: Any, batch: Any, rates: dict, coef: dict) -> tuple[State, dict[str, Array]]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        # said explicitly: the faster generators give a token other numbers in another batch
+        key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), state.step)
         knobs = coef | {name: controller.value(state.control[name]) for name, controller in controllers.items()}
 
         def add(carry, part):
             (grads, totals), (batch, index_BL) = carry, part
-            target = target_of(teacher_params, batch, key, index_BL)
-            (total, sums), part_grads = jax.value_and_grad(loss, has_aux=True)(state.params, target, batch, knobs)
+            targets = target_of(teacher_params, batch, key, index_BL)
+            (total, sums), part_grads = jax.value_and_grad(loss, has_aux=True)(state.params, targets, batch, knobs)
             return (jax.tree.map(jnp.add, grads, part_grads), reduce.add(totals, sums | {"loss": total})), None
 
         zero_totals = dict.fromkeys([*objective.names, "loss", "tokens"], jnp.float32(0))
@@ -133,7 +142,7 @@ def make_eval(
 
     def evaluate(params: Any, teacher_params: Any, batch: Any) -> dict[str, Array]:
         h_BLD, _ = model.hidden(params, batch.tokens_BL, batch.segment_BL, batch.position_BL)
-        target = target_of(teacher_params, batch, jax.random.key(0), token_index(batch))
+        target, _ = target_of(teacher_params, batch, jax.random.key(0), token_index(batch))
         head, weight_BL = model.head(params, h_BLD), batch.weight_BL
         _, values = weighted_sum(objective, head, target, weight_BL, coef, sharding=sharding, **streaming)
         return reduce.sums(values, weight_BL)

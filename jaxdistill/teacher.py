@@ -5,7 +5,7 @@ them and none has to be stopped.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -13,7 +13,7 @@ from jax import Array
 
 from jaxdistill.errors import InputError
 from jaxdistill.losses.linear_heads import Sharding, linear_sample, linear_top_k
-from jaxdistill.losses.targets import Dense, Labels, Sampled, Target, TopK
+from jaxdistill.losses.targets import Dense, Hidden, Labels, Sampled, Target, TopK
 
 TEACHER = "teacher"  # its name among the frozen models of a run; references have names of their own
 
@@ -79,21 +79,28 @@ class Online:
         return {TEACHER: self.run, **self.references}
 
 
-def make_target(models: Mapping[str, Any] | None, keep: Callable | None = None, sharding: Sharding = Sharding()):
-    """target(params by name, batch, key, index_BL) -> Target; with no model, the target is what the data says.
+def make_target(
+    models: Mapping[str, Any],
+    keep: Callable | None = None,
+    sharding: Sharding = Sharding(),
+    layers: Sequence[int] = (),
+):
+    """target(params by name, batch, key, index_BL) -> (Target, Hidden); with no model, what the data says.
 
     `index_BL` tells the tokens of a step apart, so that a random choice does not depend on how they are divided.
+    `layers` are those of the teacher whose hidden states are kept.
     """
 
-    def target(params: Mapping[str, Any], batch: Any, key: Array, index_BL: Array) -> Target:
+    def target(params: Mapping[str, Any], batch: Any, key: Array, index_BL: Array) -> tuple[Target, Hidden]:
         if not models:
-            return Labels(batch.label_BL)
-        heads = {}
+            return Labels(batch.label_BL), Hidden({})
+        heads, kept = {}, {}
         for name, model in models.items():
-            h_BLD, _ = model.hidden(params[name], batch.tokens_BL, batch.segment_BL, batch.position_BL)
-            heads[name] = model.head(params[name], h_BLD)
+            inputs = params[name], batch.tokens_BL, batch.segment_BL, batch.position_BL
+            h_BLD, states = model.hidden(*inputs, keep=layers if name == TEACHER else ())
+            heads[name], kept = model.head(params[name], h_BLD), {**kept, **states}
         dense = Dense(batch.label_BL, heads.pop(TEACHER), heads)
-        return dense if keep is None else keep(dense, key, index_BL, sharding)
+        return dense if keep is None else keep(dense, key, index_BL, sharding), Hidden(kept)
 
     return target
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from jax import Array
 
+from jaxdistill.losses.hidden import Layers
 from jaxdistill.losses.loss import Loss
 from jaxdistill.losses.targets import Target
 
@@ -74,6 +75,16 @@ class Objective:
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(name for name, _ in self.terms)
+
+    def split(self) -> tuple["Objective", "Objective"]:
+        """(the terms on logits, the terms on hidden states)."""
+        on_states = tuple((name, term) for name, term in self.terms if isinstance(term.loss, Layers))
+        return Objective(tuple(pair for pair in self.terms if pair not in on_states)), Objective(on_states)
+
+    def layers(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The layers of student and teacher whose hidden states the terms look at."""
+        pairs = [pair for _, term in self.split()[1].terms for pair in term.loss.pairs]
+        return tuple({here for here, _ in pairs}), tuple({there for _, there in pairs})
 
     def target(self, name: str, target: Target, knobs: Knobs) -> Any:
         """What the term of this name is held against."""

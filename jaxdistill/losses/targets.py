@@ -85,6 +85,14 @@ class Dense:
         return logits_like(self.head, z_BLV, vocabulary)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Hidden:
+    """A teacher's hidden states by layer, [B, L, D] each; empty where no term looks at them."""
+
+    states: Mapping[int, Array]
+
+
 def logits_like(head: Head, z_BLV: Array, vocabulary: Vocabulary) -> Array:
     """A head's logits on the columns of z_BLV: two models of one tokenizer may pad their vocabularies differently."""
     own_BLV = head.finish(head.product(), head.bias_V, vocabulary.first)
