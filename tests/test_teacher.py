@@ -130,7 +130,7 @@ def test_a_student_that_is_its_teacher_has_equal_states_and_no_gradient(frozen, 
 
 
 def test_states_of_a_teacher_that_is_not_there_are_refused(batch):
-    with pytest.raises(InputError, match="hidden states of layer -1: set experiment.teacher"):
+    with pytest.raises(InputError, match=r"hidden states of layer -1: set experiment\.teacher"):
         train({"ce": Term(CrossEntropy()), "states": Term(Layers(MeanSquare(), ((-1, -1),)))}, {}, batch, names=())
 
 

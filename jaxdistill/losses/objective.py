@@ -34,7 +34,9 @@ class Weight(Protocol):
 
     def statistics(self) -> Mapping[str, Loss]: ...
 
-    def __call__(self, values: Mapping[str, Array], target: Target, weight_BL: Array, signals: Mapping[str, Array]) -> Array: ...
+    def __call__(
+        self, values: Mapping[str, Array], target: Target, weight_BL: Array, signals: Mapping[str, Array]
+    ) -> Array: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +71,11 @@ class Objective:
     @classmethod
     def of(cls, terms: Mapping[str, Term]) -> "Objective":
         """The terms without their numbers: two objectives that differ in these alone share one compiled program."""
-        named = {name: term if isinstance(term.coef, str) else dataclasses.replace(term, coef=1.0) for name, term in terms.items()}
-        return cls(tuple(named.items()))
+
+        def without_number(term: Term) -> Term:
+            return term if isinstance(term.coef, str) else dataclasses.replace(term, coef=1.0)
+
+        return cls(tuple((name, without_number(term)) for name, term in terms.items()))
 
     @property
     def names(self) -> tuple[str, ...]:

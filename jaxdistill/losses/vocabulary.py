@@ -45,7 +45,7 @@ class Vocabulary:
         return top_BL + jnp.log(jax.lax.psum(jnp.exp(lse_BL - top_BL), self.axis))
 
     def log_softmax(self, z_BLV: Array) -> Array:
-        """Normalised over the whole vocabulary. The maximum goes first: z - lse would keep the rounding of a large lse."""
+        """Normalised over the whole vocabulary; the maximum goes first, since z - lse has the rounding of a large lse."""
         top_BL = jax.lax.stop_gradient(self.max(z_BLV))
         shifted_BLV = z_BLV - top_BL[..., None]
         return shifted_BLV - jnp.log(self.sum(jnp.exp(shifted_BLV)))[..., None]
@@ -57,7 +57,9 @@ class Vocabulary:
 
     def at(self, id_BL: Array, columns: int) -> Array:
         """bool [B, L, columns]: which column is this id; none where another shard has it."""
-        return jax.lax.broadcasted_iota(jnp.int32, (*id_BL.shape, columns), id_BL.ndim) == (id_BL - self.first)[..., None]
+        return (
+            jax.lax.broadcasted_iota(jnp.int32, (*id_BL.shape, columns), id_BL.ndim) == (id_BL - self.first)[..., None]
+        )
 
     def pick(self, z_BLV: Array, id_BLS: Array) -> Array:
         """z at each id, fp32 [B, L, S]; zero at an id that no column has, such as NO_ID."""
@@ -82,7 +84,7 @@ class Vocabulary:
         return dz_BLV.at[*rows, jnp.where(here_BLS, column_BLS, columns)].add(dz_BLS, mode="drop")
 
     def _columns(self, id_BLS: Array, columns: int) -> tuple[Array, Array]:
-        """(whether this shard has the id, its column). NO_ID is checked first: minus `first` it would overflow no id."""
+        """(whether this shard has the id, its column); NO_ID less `first` is still past every column."""
         column_BLS = id_BLS - self.first
         return (column_BLS >= 0) & (column_BLS < columns), column_BLS
 

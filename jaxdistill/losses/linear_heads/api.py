@@ -13,7 +13,8 @@ from jaxdistill.head import Head
 from jaxdistill.losses.linear_heads import reference, terms
 from jaxdistill.losses.linear_heads.divergence.api import alike, linear_divergence
 from jaxdistill.losses.linear_heads.sharding import LOCAL, Sharding
-from jaxdistill.losses.linear_heads.sparse.api import Mode, linear_picks
+from jaxdistill.losses.linear_heads.sparse.api import Mode, known, linear_picks
+from jaxdistill.losses.linear_heads.sparse.kernels import choose
 from jaxdistill.losses.linear_heads.stream import streamed_sum
 from jaxdistill.losses.objective import Knobs, Objective, Term
 from jaxdistill.losses.targets import Dense, Target
@@ -28,7 +29,7 @@ def weighted_sum(
     *,
     weights: Mapping[str, Array] | None = None,
     mode: Mode = "forward",
-    implementation: str | None = None,
+    implementation: Any = None,
     positions: int | None = None,
     sharding: Sharding = LOCAL,
 ) -> tuple[Array, dict[str, Array]]:
@@ -43,7 +44,7 @@ def weighted_sum(
       weights: of the terms that do not weigh tokens as the data does.
       mode: "forward" forms the gradient with the value; "recompute" keeps no logits, at the price of a fourth matmul
         pass a head, and serves sparse losses and divergences from a teacher's own distribution.
-      implementation: None for the best on this platform; "chunked" or "reference".
+      implementation: None for the best on this platform, or as `linear_sparse` takes it, for the sparse terms.
       positions: positions of each sequence in a chunk; None takes `stream.default_positions`.
       sharding: how tokens and vocabulary lie on the devices.
 
@@ -54,11 +55,7 @@ def weighted_sum(
     Raises:
       InputError: a mode or implementation that does not exist, or a teacher of another vocabulary.
     """
-    if mode not in ("forward", "recompute") or implementation not in (None, "chunked", "reference"):
-        raise InputError(
-            f"weighted_sum has no mode {mode!r} with implementation {implementation!r}; modes are 'forward' and "
-            "'recompute', implementations 'chunked' and 'reference'"
-        )
+    known(mode, ("forward", "recompute"))
     target = _fitting(target, head, always=mode == "recompute" or sharding.vocabulary is not None)
     head, target = blank((head, target), weight_BL)
     inputs = {"target": target, "weight_BL": weight_BL, "weights": dict(weights or {}), "knobs": dict(knobs)}
@@ -66,9 +63,9 @@ def weighted_sum(
     if implementation == "reference":
         total, values = reference.weighted_sum(objective, head, inputs)
     elif mode == "recompute":
-        total, values = _recomputed(objective, head, inputs, sharding)
+        total, values = _recomputed(objective, head, inputs, implementation, sharding)
     else:
-        on_chunk = terms.OnChunk(objective)
+        on_chunk = terms.OnChunk(objective, choose(implementation, mode))
         total, values = streamed_sum(on_chunk, head, inputs, positions=positions, sharding=sharding)
     return total, {name: jnp.where(weight_BL != 0, jax.lax.stop_gradient(v), 0) for name, v in values.items()}
 
@@ -105,7 +102,7 @@ def token_weights(
     return out
 
 
-def _recomputed(objective: Objective, head: Head, inputs: Any, sharding: Sharding):
+def _recomputed(objective: Objective, head: Head, inputs: Any, implementation: Any, sharding: Sharding):
     """The total from ops that keep no logits: one pass for all sparse terms of a temperature, one per divergence."""
     factor = terms.factors(objective, inputs)
     targets = {name: objective.target(name, inputs["target"], inputs["knobs"]) for name in factor}
@@ -118,13 +115,14 @@ def _recomputed(objective: Objective, head: Head, inputs: Any, sharding: Shardin
     for T in dict.fromkeys(loss.temperature for loss in few.values()):
         here = {name: loss for name, loss in few.items() if loss.temperature == T}
         function, _, id_BLS = terms.together(here, targets, factor, head.h_BLD.shape[:2])
-        lse_BL, z_BLS = linear_picks(head, id_BLS, temperature=T, sharding=sharding)
+        lse_BL, z_BLS = linear_picks(head, id_BLS, temperature=T, implementation=implementation, sharding=sharding)
         loss_BL, here_values = function((lse_BL,), z_BLS)
         total, values = total + jnp.sum(loss_BL), values | here_values
     for name, loss in divergences.items():
         if not isinstance(targets[name], Dense):
             raise InputError(
-                f"{name}: mode 'recompute' compares with a teacher's own distribution; use 'forward' for a transform of it"
+                f"{name}: mode 'recompute' compares with a teacher's own distribution, not with a transform of it: "
+                "use 'forward'"
             )
         more, values[name] = linear_divergence(
             loss,
@@ -140,7 +138,7 @@ def _recomputed(objective: Objective, head: Head, inputs: Any, sharding: Shardin
 
 
 def _fitting(target: Target, head: Head, *, always: bool) -> Target:
-    """The target, with the teachers' vocabularies checked and, where tiles or shards must agree, as long as the head's."""
+    """The target, its teachers of the head's vocabulary and, where tiles or shards must agree, with as many rows."""
     if not isinstance(target, Dense):
         return target
     heads = {name: alike(head, other, pad=always) for name, other in {"": target.head, **target.references}.items()}

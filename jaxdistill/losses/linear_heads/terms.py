@@ -1,4 +1,4 @@
-"""The terms of an objective on one chunk of logits: every kind of loss in its cheapest form, on one head pass for all."""
+"""The terms of an objective on one chunk of logits: each kind of loss in its cheapest form, on one pass for all."""
 
 import dataclasses
 import functools
@@ -11,6 +11,7 @@ from jax import Array
 from jaxdistill.errors import InputError
 from jaxdistill.losses.linear_heads.divergence import chunked as divergence
 from jaxdistill.losses.linear_heads.sparse import chunked as sparse
+from jaxdistill.losses.linear_heads.sparse.kernels import Kernels
 from jaxdistill.losses.loss import Divergence, Sparse
 from jaxdistill.losses.objective import Objective
 from jaxdistill.losses.vocabulary import Vocabulary
@@ -60,6 +61,7 @@ class OnChunk:
     """An objective as a function of a chunk of logits, with its gradient."""
 
     objective: Objective
+    kernels: Kernels = None
 
     def __call__(self, z_BLV: Array, inputs: Any, vocabulary: Vocabulary, with_gradient: bool):
         factor = factors(self.objective, inputs)
@@ -81,6 +83,8 @@ class OnChunk:
             values[name], pull_back = jax.vjp(functools.partial(loss, target=targets[name]), z_BLV)
             gradients += pull_back(factor[name]) if with_gradient else []
         function, temperatures, id_BLS = together(few, targets, factor, z_BLV.shape[:2])
-        _, more, dz_BLV = sparse.on_logits(function, temperatures, z_BLV, id_BLS, vocabulary, with_gradient, gradients)
+        _, more, dz_BLV = sparse.on_logits(
+            function, temperatures, z_BLV, id_BLS, vocabulary, with_gradient, gradients, self.kernels
+        )
         values |= more
         return sum(factor[name] * value_BL for name, value_BL in values.items()), values, dz_BLV

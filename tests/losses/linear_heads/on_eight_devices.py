@@ -15,7 +15,9 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxdistill.head import Head
 from jaxdistill.losses.cross_entropy import CrossEntropy
 from jaxdistill.losses.forward_kl import ForwardKL
-from jaxdistill.losses.linear_heads import Sharding, linear_picks, weighted_sum
+from jaxdistill.losses.linear_heads import Sharding, linear_picks, linear_sparse, weighted_sum
+from jaxdistill.losses.linear_heads.blocks import Tile, TpuBlocks
+from jaxdistill.losses.linear_heads.sparse.kernels import PallasTpu
 from jaxdistill.losses.objective import Objective, Term
 from jaxdistill.losses.targets import NO_ID, Dense
 from jaxdistill.losses.z_loss import ZLoss
@@ -55,6 +57,19 @@ def picks(head: Head, sharding: Sharding):
     return jax.value_and_grad(total, has_aux=True)(head)
 
 
+BLOCKS = TpuBlocks(Tile(128, 128), Tile(128, 128), Tile(128, 128), chunk=128, cores=1, vmem_bytes=2**26)
+
+
+def kernels(head: Head, sharding: Sharding, mode: str):
+    def total(head):
+        how = {"mode": mode, "implementation": PallasTpu(BLOCKS, interpret=True), "sharding": sharding}
+        return linear_sparse(
+            lambda lse_BL, z_BLS, _: (lse_BL**2 + jnp.sum(z_BLS**3, axis=-1), {}), head, ID_BLS, {}, **how
+        )
+
+    return jax.value_and_grad(total, has_aux=True)(head)
+
+
 def apart(one, other) -> float:
     """The largest difference relative to the size of the array, over all arrays."""
     sizes = jax.tree.map(lambda x, y: float(np.abs(np.subtract(x, y)).max() / np.abs(x).max()), one, other)
@@ -67,6 +82,8 @@ def main():
         "forward": lambda head, sharding: objective(head, sharding, "forward"),
         "recompute": lambda head, sharding: objective(head, sharding, "recompute"),
         "picks": picks,
+        "kernels forward": lambda head, sharding: kernels(head, sharding, "forward"),
+        "kernels recompute": lambda head, sharding: kernels(head, sharding, "recompute"),
     }
     for name, function in functions.items():
         alone = jax.jit(lambda head, function=function: function(head, Sharding()))(HEAD)

@@ -214,7 +214,10 @@ def test_memory_does_not_grow_with_tokens_times_vocabulary():
         ({"id_BLS": jnp.zeros((B, L, 3))}, r"ids are float32\[2, 5, 3\]"),
         ({"id_BLS": jnp.zeros((B, L + 1, 3), jnp.int32)}, r"ids are int32\[2, 6, 3\]"),
         ({"mode": "backward"}, "no 'backward' here; there are 'forward', 'recompute'"),
-        ({"implementation": "fused"}, "no 'fused' here; there are 'chunked', 'reference'"),
+        (
+            {"implementation": "fused"},
+            "mode 'forward' has no implementation 'fused'; there are 'chunked', 'pallas_tpu', 'reference'",
+        ),
     ],
 )
 def test_bad_input_is_refused_when_traced_with_shapes_in_the_sentence(change, sentence):

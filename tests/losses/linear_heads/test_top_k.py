@@ -15,6 +15,7 @@ import pytest
 
 from jaxdistill.errors import InputError
 from jaxdistill.head import Head
+from jaxdistill.losses.linear_heads.bins import best_width
 from jaxdistill.losses.linear_heads.top_k.api import linear_top_k
 from jaxdistill.losses.linear_heads.top_k.chunked import largest
 
@@ -128,15 +129,25 @@ def test_weights_are_rounded_to_the_type_of_the_hidden_states():
     np.testing.assert_array_equal(linear_top_k(finer, 12).logp_BLS, linear_top_k(narrow, 12).logp_BLS)
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])  # whose bins are wide
+@pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("columns", [1, 2, 3, 17, 128, 1000, 4097])
-def test_the_largest_by_bins_are_the_largest(seed, columns):
+def test_the_largest_by_bins_are_the_largest(monkeypatch, columns, seed, platform):
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
     rng = np.random.default_rng(seed)
-    k = int(rng.integers(1, columns + 1))
+    k = int(np.exp(rng.uniform(0, np.log(columns))))
     z_BLV = rng.integers(-columns // 4 - 1, columns // 4 + 2, size=(2, 3, columns)).astype(np.float32)
     found, at = largest(jnp.asarray(z_BLV), k)
     np.testing.assert_array_equal(at, np.argsort(-z_BLV, axis=-1, kind="stable")[..., :k])
     np.testing.assert_array_equal(found, np.take_along_axis(z_BLV, np.asarray(at), -1))
+
+
+@pytest.mark.parametrize("columns", [131, SMALL, LARGE])
+@pytest.mark.parametrize("k", [1, 12, 50])
+def test_bins_are_as_wide_as_costs_least(columns, k):
+    cost = lambda width: columns / width + k * width  # noqa: E731
+    width = best_width(columns, k)
+    assert cost(width) <= cost(2 * width) and (width == 1 or cost(width) <= cost(width / 2))
 
 
 def test_a_token_without_finite_logits_shows_in_its_normaliser_and_nowhere_else():

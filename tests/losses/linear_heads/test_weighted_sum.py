@@ -305,7 +305,7 @@ def test_the_default_chunk_holds_its_bound_or_a_single_position(monkeypatch, pla
 
 def test_an_unknown_implementation_is_refused_by_name():
     head, target, weight_BL = random_case(0, **CASE)
-    with pytest.raises(InputError, match="no mode 'forward' with implementation 'fused'"):
+    with pytest.raises(InputError, match="mode 'forward' has no implementation 'fused'"):
         api.weighted_sum(OBJECTIVE, head, target, weight_BL, COEF, implementation="fused")
 
 

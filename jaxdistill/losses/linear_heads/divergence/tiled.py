@@ -96,7 +96,7 @@ def _gradient(divergence, sharding, vocabulary: Vocabulary, head: Head, target: 
 
     def dz_of(tile, z_BLV):
         points = _points(divergence, vocabulary, student, teacher, kept, target.label_BL, tile, z_BLV)
-        points_BLV, pull_back, q_BLV = points
+        _, pull_back, q_BLV = points
         dsums = tuple(jnp.broadcast_to(d_BL[..., None], z_BLV.shape) for d_BL in _each(kept["dsum_BLS"]))
         dz_BLV = (pull_back(dsums)[0] - q_BLV * slope_BL[..., None]) / divergence.temperature
         return jnp.where(student.fresh(tile), dz_BLV, 0)

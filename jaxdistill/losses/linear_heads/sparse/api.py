@@ -15,6 +15,7 @@ from jaxdistill.errors import InputError
 from jaxdistill.head import Head
 from jaxdistill.losses.linear_heads.sharding import LOCAL, Sharding
 from jaxdistill.losses.linear_heads.sparse import chunked, reference, tiled
+from jaxdistill.losses.linear_heads.sparse.kernels import Kernels, choose
 from jaxdistill.losses.linear_heads.stream import streamed_sum
 from jaxdistill.losses.vocabulary import Vocabulary
 
@@ -38,14 +39,14 @@ def linear_picks(
       head: what makes the logits.
       id_BLS: int32; an id that the vocabulary does not have, such as NO_ID, gives z = 0 and takes no gradient.
       temperature: of the normaliser.
-      implementation: "tiled" (default) or "reference".
+      implementation: None for the best on this platform; "chunked" (XLA), "pallas_tpu", "pallas_mgpu" (forward only,
+        its gradient is XLA's) or "reference".
       sharding: how tokens and vocabulary lie on the devices.
     """
     _check(id_BLS, head)
     if implementation == "reference":
         return reference.linear_picks(head, id_BLS, temperature)
-    known(implementation, ("tiled", "reference"))
-    return tiled.linear_picks(sharding, temperature, head, id_BLS)
+    return tiled.linear_picks(choose(implementation, "recompute"), sharding, temperature, head, id_BLS)
 
 
 def linear_sparse(
@@ -56,7 +57,7 @@ def linear_sparse(
     *,
     temperature: float = 1.0,
     mode: Mode = "forward",
-    implementation: str | None = None,
+    implementation: Any = None,
     positions: int | None = None,
     sharding: Sharding = LOCAL,
 ) -> tuple[Array, dict[str, Array]]:
@@ -71,7 +72,8 @@ def linear_sparse(
       temperature: lse_BL is that of z / temperature; z_BLS are not divided.
       mode: "forward" forms the gradient with the value (three matmul passes, the floor); "recompute" keeps no logits
         and forms them again (four passes, least memory).
-      implementation: None for the best on this platform; "chunked" or "reference".
+      implementation: None for the best on this platform; "chunked" (XLA), "pallas_tpu", in mode "recompute" also
+        "pallas_mgpu", or "reference". An instance of one of `kernels` says its block sizes too.
       positions: positions of each sequence in a chunk of mode "forward".
       sharding: how tokens and vocabulary lie on the devices.
 
@@ -83,14 +85,15 @@ def linear_sparse(
     """
     _check(id_BLS, head)
     known(mode, ("forward", "recompute"))
-    known(implementation, ("chunked", "reference"))
     if implementation == "reference":
         return reference.linear_sparse(function, head, id_BLS, inputs, temperature)
     if mode == "recompute":
-        loss_BL, values = function(*linear_picks(head, id_BLS, temperature=temperature, sharding=sharding), inputs)
+        how = {"temperature": temperature, "implementation": implementation, "sharding": sharding}
+        loss_BL, values = function(*linear_picks(head, id_BLS, **how), inputs)
         return jnp.sum(loss_BL), values
     inputs = {"inputs": inputs, "id_BLS": id_BLS, "exists_BL": jnp.ones(id_BLS.shape[:2], jnp.float32)}
-    return streamed_sum(OnChunk(function, temperature), head, inputs, positions=positions, sharding=sharding)
+    on_chunk = OnChunk(function, temperature, choose(implementation, mode))
+    return streamed_sum(on_chunk, head, inputs, positions=positions, sharding=sharding)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +102,7 @@ class OnChunk:
 
     function: Callable
     temperature: float
+    kernels: Kernels
 
     def __call__(self, z_BLV: Array, inputs: Any, vocabulary: Vocabulary, with_gradient: bool):
         def function(lse_RBL, z_BLS):
@@ -106,7 +110,9 @@ class OnChunk:
             # the positions that fill up the last chunk hold zeros, which need not cost zero
             return jnp.where(inputs["exists_BL"] > 0, loss_BL, 0), values
 
-        return chunked.on_logits(function, (self.temperature,), z_BLV, inputs["id_BLS"], vocabulary, with_gradient)
+        return chunked.on_logits(
+            function, (self.temperature,), z_BLV, inputs["id_BLS"], vocabulary, with_gradient, kernels=self.kernels
+        )
 
 
 def known(choice: str | None, choices: tuple[str, ...]) -> None:

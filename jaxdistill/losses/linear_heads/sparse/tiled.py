@@ -13,15 +13,25 @@ from jax import Array
 
 from jaxdistill.head import MASKED, Head
 from jaxdistill.losses.linear_heads.sharding import Gradient, Sharding
+from jaxdistill.losses.linear_heads.sparse.kernels import Kernels, PallasTpu
 from jaxdistill.losses.linear_heads.stream import as_cotangent
 from jaxdistill.losses.linear_heads.tiles import Tiles
 from jaxdistill.losses.vocabulary import Vocabulary
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def linear_picks(sharding: Sharding, temperature: float, head: Head, id_BLS: Array) -> tuple[Array, Array]:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def linear_picks(
+    kernels: Kernels, sharding: Sharding, temperature: float, head: Head, id_BLS: Array
+) -> tuple[Array, Array]:
     """The log-normaliser of z / temperature [B, L], and z at the ids [B, L, S]; differentiable in `head`."""
-    out = sharding.run(functools.partial(picks, temperature), head, {"id_BLS": id_BLS})
+
+    def local(sharding, vocabulary, head, inputs):
+        if kernels is None:
+            return picks(temperature, sharding, vocabulary, head, inputs)
+        lse_BL, z_BLS = kernels.picks(head, inputs["id_BLS"], temperature, vocabulary)
+        return {"top_BL": lse_BL, "rest_BL": jnp.zeros_like(lse_BL), "z_BLS": z_BLS}
+
+    out = sharding.run(local, head, {"id_BLS": id_BLS})
     return out["top_BL"] + out["rest_BL"], out["z_BLS"]
 
 
@@ -52,21 +62,24 @@ def picks(temperature: float, sharding: Sharding, vocabulary: Vocabulary, head: 
     return {"top_BL": top_all_BL, "rest_BL": rest_BL, "z_BLS": vocabulary.add(z_BLS)}
 
 
-def _forward(sharding, temperature, head, id_BLS):
-    lse_BL, z_BLS = linear_picks(sharding, temperature, head, id_BLS)
+def _forward(kernels, sharding, temperature, head, id_BLS):
+    lse_BL, z_BLS = linear_picks(kernels, sharding, temperature, head, id_BLS)
     return (lse_BL, z_BLS), (head, id_BLS, lse_BL)
 
 
-def _backward(sharding, temperature, kept, cotangents):
+def _backward(kernels, sharding, temperature, kept, cotangents):
     head, id_BLS, lse_BL = kept
     inputs = {"id_BLS": id_BLS, "lse_BL": lse_BL, "dlse_BL": cotangents[0], "dz_BLS": cotangents[1]}
-    return as_cotangent(head, sharding.run(functools.partial(_gradient, temperature), head, inputs)), None
+    gradient = sharding.run(functools.partial(_gradient, kernels, temperature), head, inputs)
+    return as_cotangent(head, gradient), None
 
 
 linear_picks.defvjp(_forward, _backward)
 
 
-def _gradient(temperature, sharding, vocabulary: Vocabulary, head: Head, inputs) -> Gradient:
+def _gradient(kernels, temperature, sharding, vocabulary: Vocabulary, head: Head, inputs) -> Gradient:
+    if isinstance(kernels, PallasTpu):
+        return sharding.join(kernels.picks_gradient(head, **inputs, T=temperature, vocabulary=vocabulary))
     tiles = Tiles.of(head)
     lse_BL, slope_BL = inputs["lse_BL"], inputs["dlse_BL"] / temperature
 
