@@ -45,7 +45,7 @@ class Vocabulary:
         return top_BL + jnp.log(jax.lax.psum(jnp.exp(lse_BL - top_BL), self.axis))
 
     def log_softmax(self, z_BLV: Array) -> Array:
-        """Normalised over the whole vocabulary; the maximum goes first, since z - lse has the rounding of a large lse."""
+        """Normalised over the whole vocabulary; the maximum goes first, or the rounding of a large lse would stay."""
         top_BL = jax.lax.stop_gradient(self.max(z_BLV))
         shifted_BLV = z_BLV - top_BL[..., None]
         return shifted_BLV - jnp.log(self.sum(jnp.exp(shifted_BLV)))[..., None]
