@@ -10,8 +10,14 @@ demo: setup
 	$(BIN)/jaxdistill sweep experiments/scaling_law.py --out $(OUT)
 	$(BIN)/jaxdistill fit $(OUT)
 
-test: check
+test: check $(VENV)/libtpu
 	$(BIN)/python -m pytest
+
+# The TPU's compiler, with which kernels are compiled for chips that are not here. It stands beside the packages and not
+# among them: where JAX finds it, it looks for a TPU at every start and complains that there is none.
+$(VENV)/libtpu: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps --target $@ libtpu || \
+	  echo "there is no libtpu for this machine: what needs it will be skipped"
 
 check: setup
 	$(BIN)/ruff check .

@@ -88,8 +88,9 @@ def make_step(
         target, hidden = targets
         h_BLD, kept = model.hidden(params, batch.tokens_BL, batch.segment_BL, batch.position_BL, keep=layers)
         head, weight_BL = model.head(params, h_BLD), batch.weight_BL
-        knobs = {**knobs, **batch.signals}
-        weights = token_weights(objective, head, target, weight_BL, knobs, batch.signals, sharding=sharding)
+        knobs = knobs | {name: x_BL for name, x_BL in batch.signals.items() if name.endswith("_BL")}
+        signals = {"segment": batch.segment_BL, **batch.signals}
+        weights = token_weights(objective, head, target, weight_BL, knobs, signals, sharding=sharding)
         total, values = jnp.float32(0), {}
         if on_logits.terms:
             total, values = weighted_sum(

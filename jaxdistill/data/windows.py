@@ -19,7 +19,8 @@ class Batch:
         0 where it opens another document and in the padding.
       segment_BL: int32, which document of the window an input belongs to, from 1; 0 in the padding.
       position_BL: int32, the place of an input in its document, from 0; a document cut by the window starts again at 0.
-      signals: further numbers of the tokens by name, float32 [B, L] each, that token weights may read.
+      signals: further numbers of the tokens by name, [B, L] each, that token weights read, and target transforms too
+        where the name ends in _BL.
     """
 
     tokens_BL: jax.typing.ArrayLike

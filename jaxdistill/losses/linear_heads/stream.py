@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdistill import dims
+from jaxdistill.errors import InputError
 from jaxdistill.head import Head
 from jaxdistill.losses.linear_heads.sharding import LOCAL, Gradient, Sharding
 from jaxdistill.losses.vocabulary import Vocabulary
@@ -28,10 +29,23 @@ CHUNK_TOKENS = {"cpu": 256, "tpu": 4096, "gpu": 8192}
 cache (measured: V = 512, 20 % faster than whole), many where each chunk's update of dW must be worth its traffic."""
 
 
-def default_positions(sequences: int, length: int) -> int:
-    """How many positions of each sequence a chunk takes, for `sequences` sequences on one device."""
-    tokens = CHUNK_TOKENS.get(jax.default_backend(), CHUNK_TOKENS["gpu"])
+def default_positions(sequences: int, length: int, width: int) -> int:
+    """How many positions of each sequence a chunk takes, for `sequences` sequences on one device.
+
+    No fewer tokens than the model is wide: a chunk moves its logits and all of dW, one V numbers a token, the other V D
+    (measured on a CPU, V = 32768, D = 512: chunks of 512 tokens are 10 % faster than of 256, and 40 % than of 64).
+    """
+    tokens = max(width, CHUNK_TOKENS.get(jax.default_backend(), CHUNK_TOKENS["gpu"]))
     return max(1, min(length, tokens // sequences))
+
+
+def divide(head: Head, positions: int | None, sequences: int) -> tuple[int, int]:
+    """(chunks, positions in each) for the positions of a head, in chunks of about `positions`, or of the default."""
+    length, width = head.h_BLD.shape[1:]
+    if positions is not None and positions < 1:
+        raise InputError(f"positions is {positions}; a chunk takes at least 1 position of each sequence")
+    num_chunks = -(-length // (positions or default_positions(sequences, length, width)))
+    return num_chunks, -(-length // num_chunks)
 
 
 def streamed_sum(
@@ -47,11 +61,9 @@ def streamed_sum(
       positions: positions of each sequence in a chunk; None takes `default_positions` for the sequences on a device.
       sharding: how tokens and vocabulary lie on the devices.
     """
-    length = head.h_BLD.shape[1]
-    if positions is None:
-        positions = default_positions(head.h_BLD.shape[0] // sharding.token_shards, length)
-    num_chunks = -(-length // positions)
-    extra = num_chunks * -(-length // num_chunks) - length  # positions of zeros, which must cost nothing
+    B, length, _ = head.h_BLD.shape
+    num_chunks, size = divide(head, positions, B // sharding.token_shards)
+    extra = num_chunks * size - length  # positions of zeros, which must cost nothing
     total, values = _sum(on_chunk, num_chunks, sharding, *pad((head, inputs), extra))
     return total, {name: value_BL[:, :length] for name, value_BL in values.items()}
 

@@ -294,13 +294,20 @@ def test_memory_grows_with_the_hidden_states_and_not_with_the_logits():
 
 @pytest.mark.parametrize("sequences", [1, 8, 64, 4096])
 @pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu", "unheard of"])
-def test_the_default_chunk_holds_its_bound_or_a_single_position(monkeypatch, platform, sequences):
+@pytest.mark.parametrize("width", [16, 1024, 12288])
+def test_the_default_chunk_holds_its_bound_or_a_single_position(monkeypatch, platform, sequences, width):
     monkeypatch.setattr(jax, "default_backend", lambda: platform)
-    positions = stream.default_positions(sequences, 2048)
-    bound = stream.CHUNK_TOKENS.get(platform, stream.CHUNK_TOKENS["gpu"])
+    positions = stream.default_positions(sequences, 2048, width)
+    bound = max(width, stream.CHUNK_TOKENS.get(platform, stream.CHUNK_TOKENS["gpu"]))
     assert 1 <= positions <= 2048
     assert positions == 1 or positions * sequences <= bound
     assert positions == 2048 or (positions + 1) * sequences > bound
+
+
+def test_a_chunk_of_no_positions_is_refused():
+    head, target, weight_BL = random_case(0, **CASE)
+    with pytest.raises(InputError, match="positions is 0; a chunk takes at least 1"):
+        api.weighted_sum(OBJECTIVE, head, target, weight_BL, COEF, positions=0)
 
 
 def test_an_unknown_implementation_is_refused_by_name():

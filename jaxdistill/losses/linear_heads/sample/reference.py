@@ -116,7 +116,8 @@ def weighted(
     """Counts in place of repetitions, and (count / rounds) p / q with p / q = exp((1 - exponent) z - lse + lse_q)."""
     id_BLS, count_BLS = distinct(drawn_BLS)
     z_BLS = vocabulary.pick(z_BLV, id_BLS)
-    ratio_BLS = jnp.exp((1 - exponent) * z_BLS + (lse_q_BL - lse_BL)[..., None])
+    log_ratio_BLS = (1 - exponent) * z_BLS + (lse_q_BL - lse_BL)[..., None]
+    ratio_BLS = jnp.exp(jnp.where(count_BLS > 0, log_ratio_BLS, 0))  # an entry without an id has no logit either
     weight_BLS = count_BLS / drawn_BLS.shape[-1] * ratio_BLS
     return Sample(id_BLS, weight_BLS, count_BLS, lse_BL)
 

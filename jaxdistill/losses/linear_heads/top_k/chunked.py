@@ -43,8 +43,9 @@ def _top_of_chunk(k: int, vocabulary: Vocabulary, head: Head) -> Top:
 
 def largest(z_BLV: Array, k: int) -> tuple[Array, Array]:
     """(values, columns) of the k largest, as `jax.lax.top_k` gives them, ties included."""
-    width = best_width(z_BLV.shape[-1], k)
-    if width == 1:  # k is of the size of V: every bin would be looked into
+    columns = z_BLV.shape[-1]
+    width = best_width(columns, k)
+    if columns < 2 * k * width:  # half of all bins would be looked into
         return jax.lax.top_k(z_BLV, k)
     bins = binned(z_BLV, width, -jnp.inf)
     bin_BLS = jnp.sort(jax.lax.top_k(bins.max(axis=-1), k)[1])
