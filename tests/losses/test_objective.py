@@ -4,6 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdistill.head import Head
+from jaxdistill.losses import linear_heads
 from jaxdistill.losses.cross_entropy import CrossEntropy
 from jaxdistill.losses.objective import Objective, Term
 from jaxdistill.losses.targets import Labels
@@ -14,12 +16,23 @@ Z_BLV = np.random.default_rng(0).normal(size=(2, 3, 9)).astype(np.float32)
 TARGET = Labels(jnp.zeros((2, 3), jnp.int32))
 
 
+def weighted_sum(objective, knobs):
+    """The objective on a head whose logits are Z_BLV."""
+    head = Head(jnp.asarray(Z_BLV), jnp.eye(9), vocab_size=9)
+    return linear_heads.weighted_sum(objective, head, TARGET, jnp.ones((2, 3)), knobs)
+
+
 def test_an_objective_is_the_weighted_sum_of_its_terms_and_reports_them_unweighted():
     objective = Objective.of({"ce": Term(CrossEntropy()), "z": Term(ZLoss())})
-    loss_BL, values = objective(Z_BLV, TARGET, {"ce": 2.0, "z": -0.5})
-    np.testing.assert_array_equal(values["ce"], CrossEntropy()(Z_BLV, TARGET))
-    np.testing.assert_array_equal(values["z"], ZLoss()(Z_BLV, TARGET))
-    np.testing.assert_allclose(loss_BL, 2 * values["ce"] - 0.5 * values["z"], rtol=1e-6)
+    total, values = weighted_sum(objective, {"ce": 2.0, "z": -0.5})
+    np.testing.assert_allclose(values["ce"], CrossEntropy()(Z_BLV, TARGET), rtol=1e-6)
+    np.testing.assert_allclose(values["z"], ZLoss()(Z_BLV, TARGET), rtol=1e-6)
+    np.testing.assert_allclose(total, jnp.sum(2 * values["ce"] - 0.5 * values["z"]), rtol=1e-6)
+
+
+def test_a_coefficient_that_names_a_controller_is_its_knob_times_the_terms_own():
+    objective = Objective.of({"ce": Term(CrossEntropy(), "phi")})
+    assert objective.coef("ce", {"ce": 2.0, "phi": 0.25}) == 0.5 and Term(CrossEntropy(), "phi").at(3, 10) == 1
 
 
 def test_a_coefficient_is_a_number_or_a_schedule():
@@ -30,7 +43,7 @@ def test_a_coefficient_is_a_number_or_a_schedule():
 
 def test_a_term_without_a_coefficient_is_an_error_and_not_a_one():
     with pytest.raises(KeyError):
-        Objective.of({"ce": Term(CrossEntropy()), "z": Term(ZLoss())})(Z_BLV, TARGET, {"ce": 1.0})
+        weighted_sum(Objective.of({"ce": Term(CrossEntropy()), "z": Term(ZLoss())}), {"ce": 1.0})
 
 
 def test_objectives_of_the_same_losses_are_equal_so_that_they_share_one_compiled_program():

@@ -57,8 +57,8 @@ def weighted_sum(
     """
     known(mode, ("forward", "recompute"))
     target = _fitting(target, head, always=mode == "recompute" or sharding.vocabulary is not None)
-    head, target = blank((head, target), weight_BL)
-    inputs = {"target": target, "weight_BL": weight_BL, "weights": dict(weights or {}), "knobs": dict(knobs)}
+    head, target, knobs = blank((head, target, dict(knobs)), weight_BL)
+    inputs = {"target": target, "weight_BL": weight_BL, "weights": dict(weights or {}), "knobs": knobs}
     inputs["weights"] = {f"{name}_BL": w_BL for name, w_BL in inputs["weights"].items()}
     if implementation == "reference":
         total, values = reference.weighted_sum(objective, head, inputs)

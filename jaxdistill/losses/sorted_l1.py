@@ -1,0 +1,38 @@
+"""Distance of sorted probabilities, for teachers whose tokens have other names."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxdistill.losses.lazy import check_whole_distribution
+from jaxdistill.losses.targets import Dense
+
+
+@dataclasses.dataclass(frozen=True)
+class SortedL1:
+    """sum_i |sort(q)_i - sort(p)_i|, both in descending order (ULD, arXiv 2402.12030): at most the L1 distance.
+
+    No token is compared with its namesake, so permuting either vocabulary changes nothing, and the smaller one is
+    filled up with zeros. That is its use and its weakness: a permuted teacher costs nothing. Positions must already be
+    aligned. Called on logits it takes a teacher of any vocabulary; the streamed ops want that of the student.
+
+    Raises InputError where the target is not a whole distribution.
+    """
+
+    def __call__(self, z_BLV: Array, target: Any) -> Array:
+        check_whole_distribution(target)
+        z_target_BLV = target.head.logits() if isinstance(target, Dense) else target.logits(z_BLV)
+        q_BLV, p_BLV = _descending(z_BLV), jax.lax.stop_gradient(_descending(z_target_BLV))
+        columns = max(q_BLV.shape[-1], p_BLV.shape[-1])
+        return jnp.sum(jnp.abs(_longer(q_BLV, columns) - _longer(p_BLV, columns)), axis=-1)
+
+
+def _descending(z_BLV: Array) -> Array:
+    return -jnp.sort(-jax.nn.softmax(z_BLV, axis=-1), axis=-1)
+
+
+def _longer(p_BLV: Array, columns: int) -> Array:
+    return jnp.pad(p_BLV, ((0, 0), (0, 0), (0, columns - p_BLV.shape[-1])))
