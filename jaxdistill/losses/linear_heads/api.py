@@ -13,7 +13,7 @@ from jaxdistill.head import Head
 from jaxdistill.losses.linear_heads import reference, terms
 from jaxdistill.losses.linear_heads.divergence.api import alike, linear_divergence
 from jaxdistill.losses.linear_heads.sharding import LOCAL, Sharding
-from jaxdistill.losses.linear_heads.sparse.api import Mode, known, linear_picks
+from jaxdistill.losses.linear_heads.sparse.api import Mode, check_weights, known, linear_picks
 from jaxdistill.losses.linear_heads.sparse.kernels import choose
 from jaxdistill.losses.linear_heads.stream import streamed_sum
 from jaxdistill.losses.objective import Knobs, Objective, Term
@@ -53,9 +53,11 @@ def weighted_sum(
       values: {term: fp32 [B, L]}, zero where the weight is, without gradient.
 
     Raises:
-      InputError: a mode or implementation that does not exist, or a teacher of another vocabulary.
+      InputError: weights that are not fp32 [B, L], a mode or implementation that does not exist, a teacher of another
+        vocabulary, or a target that does not tell what a loss needs.
     """
     known(mode, ("forward", "recompute"))
+    check_weights(weight_BL, head)
     target = _fitting(target, head, always=mode == "recompute" or sharding.vocabulary is not None)
     head, target, knobs = blank((head, target, dict(knobs)), weight_BL)
     inputs = {"target": target, "weight_BL": weight_BL, "weights": dict(weights or {}), "knobs": knobs}

@@ -213,6 +213,8 @@ def test_memory_does_not_grow_with_tokens_times_vocabulary():
         ({"id_BLS": jnp.zeros((B, L), jnp.int32)}, r"ids are int32\[2, 5\]; .* integers \[2, 5, S\]"),
         ({"id_BLS": jnp.zeros((B, L, 3))}, r"ids are float32\[2, 5, 3\]"),
         ({"id_BLS": jnp.zeros((B, L + 1, 3), jnp.int32)}, r"ids are int32\[2, 6, 3\]"),
+        ({"id_BLS": jnp.full((B, L, 3), 515, jnp.int32)}, "id 515 is outside the vocabulary of 515; .* is NO_ID"),
+        ({"id_BLS": jnp.full((B, L, 3), -100, jnp.int32)}, "id -100 is outside the vocabulary of 515"),
         ({"mode": "backward"}, "no 'backward' here; there are 'forward', 'recompute'"),
         (
             {"implementation": "fused"},
@@ -225,6 +227,13 @@ def test_bad_input_is_refused_when_traced_with_shapes_in_the_sentence(change, se
     arguments = {"id_BLS": id_BLS, "mode": "forward", "implementation": None} | change
     with pytest.raises(InputError, match=re.compile(sentence)):
         linear_sparse(weigh, head, arguments.pop("id_BLS"), {"weight_BLS": weight_BLS}, **arguments)
+
+
+@pytest.mark.parametrize("weight_BL", [jnp.ones((B, L), jnp.bfloat16), jnp.ones((B, L + 1)), jnp.ones((B, L, 1))])
+def test_weights_that_do_not_fit_or_would_lose_the_sum_are_refused(weight_BL):
+    head, _, _ = case(515, 1)
+    with pytest.raises(InputError, match=r"weights are b?float(16|32)\[.*\]; .* needs float32\[2, 5\]"):
+        linear_divergence(ForwardKL(), head, head, weight_BL)
 
 
 def test_heads_of_two_vocabularies_cannot_be_compared():

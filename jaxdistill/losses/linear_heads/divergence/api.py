@@ -10,7 +10,7 @@ from jaxdistill.errors import InputError
 from jaxdistill.head import Head
 from jaxdistill.losses.linear_heads.divergence import chunked, reference, tiled
 from jaxdistill.losses.linear_heads.sharding import LOCAL, Sharding
-from jaxdistill.losses.linear_heads.sparse.api import Mode, known
+from jaxdistill.losses.linear_heads.sparse.api import Mode, check_weights, known
 from jaxdistill.losses.linear_heads.stream import streamed_sum
 from jaxdistill.losses.loss import Divergence
 from jaxdistill.losses.targets import Dense
@@ -49,6 +49,7 @@ def linear_divergence(
     Raises InputError where the vocabularies differ, or a mode or implementation does not exist.
     """
     known(mode, ("forward", "recompute"))
+    check_weights(weight_BL, head)
     known(implementation, ("chunked", "reference"))
     label_BL = jnp.zeros(weight_BL.shape, jnp.int32) if label_BL is None else label_BL
     target = Dense(label_BL, alike(head, teacher, pad=mode == "recompute" or sharding.vocabulary is not None))

@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -17,6 +18,7 @@ from jaxdistill.losses.linear_heads.sharding import LOCAL, Sharding
 from jaxdistill.losses.linear_heads.sparse import chunked, reference, tiled
 from jaxdistill.losses.linear_heads.sparse.kernels import Kernels, choose
 from jaxdistill.losses.linear_heads.stream import streamed_sum
+from jaxdistill.losses.targets import NO_ID
 from jaxdistill.losses.vocabulary import Vocabulary
 
 Mode = Literal["forward", "recompute"]
@@ -120,9 +122,24 @@ def known(choice: str | None, choices: tuple[str, ...]) -> None:
         raise InputError(f"linear_heads knows no {choice!r} here; there are {', '.join(map(repr, choices))}")
 
 
+def check_weights(weight_BL: Array, head: Head) -> None:
+    """Raise InputError where the weights are not fp32 [B, L]: a narrower sum would lose tokens."""
+    if weight_BL.shape != head.h_BLD.shape[:2] or weight_BL.dtype != jnp.float32:
+        raise InputError(
+            f"weights are {weight_BL.dtype}{list(weight_BL.shape)}; a head of {list(head.h_BLD.shape)} hidden states "
+            f"needs float32{list(head.h_BLD.shape[:2])}"
+        )
+
+
 def _check(id_BLS: Array, head: Head) -> None:
     if id_BLS.ndim != 3 or id_BLS.shape[:2] != head.h_BLD.shape[:2] or not jnp.issubdtype(id_BLS.dtype, jnp.integer):
         raise InputError(
             f"ids are {id_BLS.dtype}{list(id_BLS.shape)}; a head of {list(head.h_BLD.shape)} hidden states needs "
             f"integers [{head.h_BLD.shape[0]}, {head.h_BLD.shape[1]}, S]"
         )
+    if isinstance(id_BLS, jax.core.Tracer):
+        return
+    outside = (id_BLS < 0) | ((id_BLS >= head.vocab_size) & (id_BLS != NO_ID))
+    if jnp.any(outside):
+        worst = int(id_BLS[jnp.unravel_index(jnp.argmax(outside), id_BLS.shape)])
+        raise InputError(f"id {worst} is outside the vocabulary of {head.vocab_size}; an entry without an id is NO_ID")
