@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jaxdistill.errors import InputError
@@ -139,7 +140,9 @@ def _check(id_BLS: Array, head: Head) -> None:
         )
     if isinstance(id_BLS, jax.core.Tracer):
         return
-    outside = (id_BLS < 0) | ((id_BLS >= head.vocab_size) & (id_BLS != NO_ID))
-    if jnp.any(outside):
-        worst = int(id_BLS[jnp.unravel_index(jnp.argmax(outside), id_BLS.shape)])
-        raise InputError(f"id {worst} is outside the vocabulary of {head.vocab_size}; an entry without an id is NO_ID")
+    ids = np.asarray(id_BLS)
+    outside = ids[(ids < 0) | ((ids >= head.vocab_size) & (ids != NO_ID))]
+    if outside.size:
+        raise InputError(
+            f"id {outside[0]} is outside the vocabulary of {head.vocab_size}; an entry without an id is NO_ID"
+        )
