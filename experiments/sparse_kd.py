@@ -2,7 +2,7 @@
 
     jaxdistill sweep experiments/sparse_kd.py
 
-One teacher and 12 students of one size that see the same tokens, about eight minutes on two cores. The comparison of
+One teacher and 12 students of one size that see the same tokens, about ten minutes on two cores. The comparison of
 "Sparse Logit Sampling" (arXiv 2503.16870, tables 1 to 6): a student of raw or renormalised top-K targets puts the mass
 of the tail on the head and ends below plain training while K is small; random draws of as few entries do not.
 """
