@@ -40,7 +40,8 @@ def trace(experiment: Experiment):
     """The state after one step as shapes, without computing anything."""
     model = make_model(experiment)
     teachers = {name: make_model(source) for name, source in experiment.teachers.items()}
-    step = make_step(model, experiment.optim, Objective.of(experiment.objective), teachers=teachers)
+    keep = experiment.teacher.keep if experiment.teacher is not None else None
+    step = make_step(model, experiment.optim, Objective.of(experiment.objective), teachers=teachers, keep=keep)
     state = jax.eval_shape(lambda key: init_state(model, experiment.optim, key), jax.random.key(0))
     teacher_params = {name: jax.eval_shape(t.init, jax.random.key(0)) for name, t in teachers.items()}
     shape = (experiment.batch, experiment.data.length)
