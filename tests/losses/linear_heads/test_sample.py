@@ -372,3 +372,9 @@ def test_what_it_does_not_know_is_refused(options, sentence):
 def test_an_index_that_does_not_fit_the_tokens_is_refused(index_BL):
     with pytest.raises(InputError, match=r"index_BL is .* for each of the \(4, 6\) tokens"):
         linear_sample(exact_head(7, 300), 5, KEY, index_BL=index_BL)
+
+
+def test_a_generator_whose_numbers_depend_on_the_batch_is_refused():
+    head = exact_head(0, 33)
+    with pytest.raises(InputError, match=r"generator is rbg, .* impl='threefry2x32'"):
+        linear_sample(head, 3, jax.random.key(0, impl="rbg"), index_BL=indices(head))

@@ -1,5 +1,6 @@
 """The public function: weighted random tokens of a teacher, from its Head."""
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -36,7 +37,7 @@ def linear_sample(
     Args:
       head: the teacher's hidden states [B, L, D] and output embedding.
       rounds: N, draws a token, from 1 to MOST_ROUNDS; also the number S of entries.
-      key: a `jax.random.key`.
+      key: a `jax.random.key` of threefry2x32, the default generator.
       index_BL: int32 or uint32, the token's number in the data, by which the key is told apart. Where 32 bits do not
         reach, fold the higher ones into `key`.
       sampler: "multinomial" (independent draws, as published) or "systematic" (equal steps from one random offset: each
@@ -53,13 +54,18 @@ def linear_sample(
       InputError: a sampler or an implementation that does not exist, or a number out of range.
     """
     known(implementation, ("chunked", "reference"))
-    _check(head, rounds, index_BL, sampler, exponent)
+    _check(head, rounds, key, index_BL, sampler, exponent)
     if implementation == "reference":
         return reference.sample(head, rounds, key, index_BL, sampler, exponent)
     return chunked.sample(head, rounds, key, index_BL, sampler, exponent, positions=positions, sharding=sharding)
 
 
-def _check(head: Head, rounds: int, index_BL: Array, sampler: str, exponent: float) -> None:
+def _check(head: Head, rounds: int, key: Array, index_BL: Array, sampler: str, exponent: float) -> None:
+    if (generator := str(jax.random.key_impl(key))) != "threefry2x32":
+        raise InputError(
+            f"the key's generator is {generator}, which gives a token other draws in another batch: make it with "
+            "jax.random.key(seed, impl='threefry2x32')"
+        )
     if sampler not in ("multinomial", "systematic"):
         raise InputError(f"there is no sampler {sampler!r}; there are 'multinomial' and 'systematic'")
     if not 1 <= rounds <= MOST_ROUNDS:
