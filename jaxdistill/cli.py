@@ -128,6 +128,29 @@ def fit(options: argparse.Namespace) -> None:
     print(f"open {written.paths[-1]}")
 
 
+def allocate(options: argparse.Namespace) -> None:
+    """Plan a distillation project: the best student for given compute, with and without a teacher."""
+    from jaxdistill.scaling import allocate as planner
+    from jaxdistill.scaling import allocation_figures, basis, recipe
+    from jaxdistill.scaling.crossover import compare
+    from jaxdistill.scaling.scenarios import named
+
+    def given(name: str) -> float | None:
+        text = getattr(options, name)
+        return None if text is None else recipe.number(text, f"--{name.replace('_', '-')}")
+
+    scenario = named(options.scenario).shared_by(options.students)
+    compute = recipe.number(options.compute, "--compute")
+    question = planner.Question(scenario, given("student"), given("teacher"), given("teacher_tokens"))
+    figure = allocation_figures.check(Path(options.figure)) if options.figure else None
+    law = basis.load(options.law)
+    plan = planner.allocate(law, question, compute)
+    compared = compare(plan, options.students)
+    print(recipe.as_json(plan, compared) if options.json else recipe.summary(plan, compared))
+    if figure:
+        allocation_figures.save(allocation_figures.of(law, question), figure)
+
+
 def diff(options: argparse.Namespace) -> None:
     """Print the fields in which two experiments differ."""
     from jaxdistill import config, rundir
@@ -185,6 +208,21 @@ def parser() -> argparse.ArgumentParser:
     added.add_argument("--resamples", type=int, default=1000, help="bootstrap resamples (default: 1000)")
     added.add_argument("--seed", type=int, default=0, help="of the bootstrap")
     added.add_argument("--quiet", action="store_true", help="no progress view")
+
+    added = verb(allocate, "jaxdistill allocate --student 3B --compute 1e22 --scenario teacher-inference")
+    added.add_argument("--compute", required=True, help="FLOPs for one student, its teacher's share included: 1e22")
+    added.add_argument(
+        "--scenario", default="both", help="best-case, teacher-inference, teacher-pretraining or both (default: both)"
+    )
+    added.add_argument("--student", help="its parameters without embeddings, such as 3B (default: the best size)")
+    added.add_argument("--teacher", help="parameters of a teacher that is given (default: the best size)")
+    added.add_argument("--teacher-tokens", help="tokens a teacher has seen, or will (default: the best number)")
+    added.add_argument("--students", type=int, default=1, help="equal students that share teacher and cached logits")
+    added.add_argument(
+        "--law", default="published", help="published, printed, a sweep directory or a CSV table (default: published)"
+    )
+    added.add_argument("--figure", metavar="FILE", help="draw crossovers, or contours without --student: svg, pdf, png")
+    added.add_argument("--json", action="store_true", help="print the recipe as JSON")
 
     added = verb(diff, "jaxdistill diff experiments/distill.py experiments/mine.py")
     added.add_argument("a", help="an experiment file or run directory")

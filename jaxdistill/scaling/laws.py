@@ -1,8 +1,8 @@
 """The laws: what loss a model of N parameters reaches after D tokens, alone or with a teacher.
 
-`Supervised` is Eq. 1 and `Distillation` is Eq. 8 of Busbridge et al., "Distillation Scaling Laws" (arXiv 2502.08606v2).
-N counts parameters without the token embedding, D counts tokens, every loss is a cross-entropy on data in nats per
-token.
+`Supervised` is Eq. 1 and `Distillation` is Eq. 8 of Busbridge et al., "Distillation Scaling Laws" (arXiv 2502.08606v2);
+`DataConstrained` is the law of Muennighoff et al. (arXiv 2305.16264) for tokens that are repeated. N counts parameters
+without the token embedding, D counts tokens, every loss is a cross-entropy on data in nats per token.
 
 The functions take numbers, NumPy arrays or JAX arrays, and broadcast. They compute in float64 with NumPy unless an
 input is a JAX array, so a law gives the same digits in a notebook whether or not JAX was told to use 64 bits.
@@ -32,6 +32,12 @@ class Supervised:
     alpha: Any
     beta: Any
     gamma: Any = 1.0
+
+    @classmethod
+    def kaplan(cls, *, N_c: float, D_c: float, alpha_N: float, alpha_D: float) -> "Supervised":
+        """[(N_c / N)^(alpha_N / alpha_D) + D_c / D]^alpha_D, Eq. 1.5 of Kaplan et al. (2020), as the case it is."""
+        ratio = alpha_N / alpha_D
+        return cls(A=N_c**ratio, B=D_c, E=0.0, alpha=ratio, beta=1.0, gamma=alpha_D)
 
 
 @jax.tree_util.register_dataclass
@@ -64,6 +70,22 @@ class Distillation:
         return (self.c1 * self.f1 / self.kappa) ** self.f1
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class DataConstrained:
+    """The supervised law `base` with what it counts replaced by what repetition leaves of it.
+
+    Attributes:
+      base: the law of tokens that are all new.
+      R_D: R*_D, how many repetitions a token's worth lasts: it decays as exp(-repetitions / R_D).
+      R_N: R*_N, the same of parameters beyond those that the unique tokens can train.
+    """
+
+    base: Supervised
+    R_D: Any
+    R_N: Any
+
+
 BUSBRIDGE_SUPERVISED = Supervised(A=3355.0, B=18186.0, E=1.220, alpha=0.408, beta=0.431, gamma=0.452)
 """arXiv 2502.08606v2, Table 6: 73 runs of 143M to 12.6B parameters on C4."""
 
@@ -86,6 +108,18 @@ HOFFMANN = Supervised(A=406.4, B=410.7, E=1.69, alpha=0.34, beta=0.28)
 BESIROGLU = Supervised(A=482.006, B=2085.434, E=1.81686, alpha=0.34781, beta=0.36585)
 """Besiroglu et al. 2024 (arXiv 2404.10102): the same runs, read off a figure and fitted again until converged."""
 
+KAPLAN = Supervised.kaplan(N_c=6.4e13, D_c=1.8e13, alpha_N=0.076, alpha_D=0.103)
+"""Kaplan et al. 2020 (arXiv 2001.08361), Table 2: the joint fit, on WebText2 in its own tokens."""
+
+MUENNIGHOFF = DataConstrained(
+    base=Supervised(
+        A=math.exp(6.255414), B=math.exp(7.3049974), E=math.exp(0.6254804), alpha=0.3526596, beta=0.3526596
+    ),
+    R_D=15.387756,
+    R_N=5.309743,
+)
+"""Muennighoff et al. 2023 (arXiv 2305.16264), digits of the authors' fit: 182 runs on C4, the base law held."""
+
 
 def supervised(params: Supervised, N: Any, D: Any) -> Any:
     """Loss in nats per token of a model of `N` parameters after `D` tokens (Eq. 1)."""
@@ -95,7 +129,38 @@ def supervised(params: Supervised, N: Any, D: Any) -> Any:
 def log_supervised(params: Supervised, N: Any, D: Any) -> Any:
     """log of `supervised`, from logarithms alone: the form to fit, since no start overflows it (Eq. 45)."""
     xp = _numpy_or_jax(params, N, D)
-    return xp.logaddexp(xp.log(params.E), _log_power_law(xp, params, N, D))
+    with np.errstate(divide="ignore"):  # log 0 is right where E is 0, as in Kaplan's form
+        return xp.logaddexp(xp.log(params.E), _log_power_law(xp, params, N, D))
+
+
+def optimal_tokens(params: Supervised, N: Any, elasticity: Any = 1.0) -> Any:
+    """D of the compute-optimal model of `N` parameters: the cheapest way to its loss, in closed form.
+
+    At the minimum of L at fixed F(N) D, alpha A / N^alpha = elasticity * beta B / D^beta, whatever gamma and E are.
+    `elasticity` is d log F / d log N; with its 1 (F = 2N) this is the frontier of Hoffmann et al. (2022), Eq. 4.
+    """
+    return (elasticity * params.beta * params.B * N**params.alpha / (params.alpha * params.A)) ** (1 / params.beta)
+
+
+def optimal_parameters(params: Supervised, D: Any) -> Any:
+    """N of the compute-optimal model of `D` tokens where F = 2N: the inverse of `optimal_tokens`."""
+    return (params.alpha * params.A * D**params.beta / (params.beta * params.B)) ** (1 / params.alpha)
+
+
+def data_constrained(params: DataConstrained, N: Any, D: Any, unique: Any) -> Any:
+    """Loss in nats per token after `D` tokens of which only `unique` differ (Muennighoff et al. 2023).
+
+    With D <= unique and N no more than those tokens can train, it is the base law.
+    """
+    xp = _numpy_or_jax(params, N, D, unique)
+    unique_D = xp.minimum(unique, D)
+    unique_N = xp.minimum(optimal_parameters(params.base, unique_D), N)
+    return supervised(params.base, _worth(xp, N, unique_N, params.R_N), _worth(xp, D, unique_D, params.R_D))
+
+
+def _worth(xp: Any, total: Any, unique: Any, R: Any) -> Any:
+    """What `total` is worth when only `unique` of it is new: at most (1 + R) times that."""
+    return unique * (1 - R * xp.expm1((1 - total / unique) / R))
 
 
 def distillation(params: Distillation, N_S: Any, D_S: Any, L_T: Any, L_supervised: Any) -> Any:

@@ -126,3 +126,52 @@ def test_the_limit_c1_infinite_has_finite_gradients():
         gradient = jax.grad(lambda law: laws.log_gate(law, jnp.asarray(0.9)))(law)
     assert gradient.kappa == pytest.approx(-(0.9 ** (1 / law.f1)), rel=1e-12)
     assert gradient.f1 == pytest.approx(law.kappa * 0.9 ** (1 / law.f1) * np.log(0.9) / law.f1**2, rel=1e-12)
+
+
+def test_kaplans_law_is_the_case_without_irreducible_loss():
+    """Eq. 1.5 and Table 2 of Kaplan et al. (2020); N or D alone give back their power laws."""
+    N, D = np.geomspace(1e6, 1e11, 5), np.geomspace(1e8, 1e12, 5)
+    joint = ((6.4e13 / N) ** (0.076 / 0.103) + 1.8e13 / D) ** 0.103
+    np.testing.assert_allclose(laws.supervised(laws.KAPLAN, N, D), joint, rtol=1e-12)
+    np.testing.assert_allclose(np.exp(laws.log_supervised(laws.KAPLAN, N, D)), joint, rtol=1e-12)
+    np.testing.assert_allclose(laws.supervised(laws.KAPLAN, N, 1e60), (6.4e13 / N) ** 0.076, rtol=1e-9)
+
+
+@pytest.mark.parametrize("N, D, loss", [(6.34e9, 242e9, 2.2256440889984477), (8.67e9, 178e9, 2.2269634075087867)])
+def test_repeated_tokens_give_the_losses_of_muennighoffs_own_code(N, D, loss):
+    assert laws.data_constrained(laws.MUENNIGHOFF, N, D, 25e9) == pytest.approx(loss, rel=1e-13)
+
+
+def test_the_best_number_of_epochs_is_muennighoffs():
+    """1e22 FLOPs and 25B unique tokens: their grid ends at 9.493 epochs, and the loss is flat there."""
+    D = np.geomspace(25e9, 1e12, 20001)
+    loss = laws.data_constrained(laws.MUENNIGHOFF, 1e22 / (6 * D), D, 25e9)
+    assert D[loss.argmin()] / 25e9 == pytest.approx(237_336_955_477.55 / 25e9, rel=1e-3)
+
+
+def test_new_tokens_are_worth_the_base_law_and_repeated_ones_less_until_they_are_worth_nothing():
+    law, unique = laws.MUENNIGHOFF, 25e9
+    N = laws.optimal_parameters(law.base, unique)
+    assert laws.data_constrained(law, N, 20e9, unique) == pytest.approx(
+        laws.data_constrained(law, N, 20e9, 1e15), rel=1e-12
+    )
+    D = unique * np.array([1, 2, 4, 16, 64, 1e4, 1e6])
+    constrained = laws.data_constrained(law, N, D, unique)
+    assert (np.diff(constrained) <= 0).all() and (constrained[1:] > laws.supervised(law.base, N, D[1:])).all()
+    limit = laws.supervised(law.base, N, unique * (1 + law.R_D))
+    np.testing.assert_allclose(constrained[-2:], limit, rtol=1e-12)
+
+
+def test_the_data_constrained_law_is_the_same_in_jax():
+    with jax.enable_x64(True):
+        value = laws.data_constrained(laws.MUENNIGHOFF, jnp.asarray(6.34e9), jnp.asarray(242e9), 25e9)
+    assert float(value) == pytest.approx(2.2256440889984477, rel=1e-12)
+
+
+def test_optimal_tokens_and_parameters_are_inverse_and_minimise_the_loss_at_fixed_n_times_d():
+    for law in (laws.HOFFMANN, laws.BESIROGLU, BUSBRIDGE_SUPERVISED):
+        N = np.geomspace(1e7, 1e12, 6)
+        D = laws.optimal_tokens(law, N)
+        np.testing.assert_allclose(laws.optimal_parameters(law, D), N, rtol=1e-12)
+        for factor in (0.99, 1.01):
+            assert (laws.supervised(law, N * factor, D / factor) > laws.supervised(law, N, D)).all()

@@ -8,10 +8,10 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 
 from jaxdistill.errors import InputError
 from jaxdistill.head import Head
@@ -138,7 +138,7 @@ def _check(id_BLS: Array, head: Head) -> None:
             f"ids are {id_BLS.dtype}{list(id_BLS.shape)}; a head of {list(head.h_BLD.shape)} hidden states needs "
             f"integers [{head.h_BLD.shape[0]}, {head.h_BLD.shape[1]}, S]"
         )
-    if isinstance(id_BLS, jax.core.Tracer):
+    if isinstance(id_BLS, Tracer):
         return
     ids = np.asarray(id_BLS)
     outside = ids[(ids < 0) | ((ids >= head.vocab_size) & (ids != NO_ID))]
