@@ -298,7 +298,7 @@ def test_memory_grows_with_the_hidden_states_and_not_with_the_logits():
 def test_the_default_chunk_holds_its_bound_or_a_single_position(monkeypatch, platform, sequences, width):
     monkeypatch.setattr(jax, "default_backend", lambda: platform)
     positions = stream.default_positions(sequences, 2048, width)
-    bound = max(width, stream.CHUNK_TOKENS.get(platform, stream.CHUNK_TOKENS["gpu"]))
+    bound = max(width // 2, stream.CHUNK_TOKENS.get(platform, stream.CHUNK_TOKENS["gpu"]))
     assert 1 <= positions <= 2048
     assert positions == 1 or positions * sequences <= bound
     assert positions == 2048 or (positions + 1) * sequences > bound
