@@ -23,7 +23,8 @@ Memory of full grows as N V; of forward as a chunk and dW; of recompute as a til
 
 Times are the least of several rounds in which all programs of a case take turns. Memory is what a program is allotted
 beyond its inputs and results: XLA knows once it is compiled; of PyTorch, how far its allocator rises in a call. What
-would not fit the device is not run. dW, or the ids drawn, are compared with those of full.
+would not fit the device is not run. Bytes moved are counted in the compiled program's text (traffic.py). dW, or the ids
+drawn, are compared with those of full.
 """
 
 import argparse
@@ -225,6 +226,12 @@ def cell(seconds: float | None, floor: float) -> str:
     return "does not fit" if seconds is None else f"{1e3 * seconds:.1f} ({seconds / floor:.2f})"
 
 
+def sizes_of(*programs: Program) -> list[str]:
+    """Temporary MiB of each program, then GB that each reads and writes."""
+    memory = [f"{program.memory / MIB:.0f}" for program in programs]
+    return memory + ["" if program.moved is None else f"{program.moved / 1e9:.2f}" for program in programs]
+
+
 def gradient_of_w(program: Program) -> jax.Array | None:
     """dW, fp32; None of a program that is not over a Head, whose gradient has another form."""
     gradient = program.call()[1]
@@ -239,7 +246,7 @@ def student_rows(case: Case, programs, head: Head, rounds: int, teacher_passes: 
             cell(seconds.get((name, kind)), (passes + teacher_passes) * one_pass)
             for kind, passes in ((FORWARD, 1), (GRADIENTS, 3))
         ]
-        memory = [f"{programs[name, kind].memory / MIB:.0f}" for kind in (FORWARD, GRADIENTS)]
+        memory = sizes_of(programs[name, FORWARD], programs[name, GRADIENTS])
         dw_VD = gradient_of_w(programs[name, GRADIENTS]) if (name, GRADIENTS) in seconds else None
         exact_VD = dw_VD if name == "full" else exact_VD
         known = dw_VD is not None and exact_VD is not None
@@ -255,7 +262,7 @@ def teacher_rows(case: Case, head: Head, rounds: int) -> list[tuple]:
     for op in dict.fromkeys(op for _, op in programs):
         names = (("reference", op), ("chunked", op))
         cells = [cell(seconds.get(name), one_pass) for name in names]
-        memory = [f"{programs[name].memory / MIB:.0f}" for name in names]
+        memory = sizes_of(*(programs[name] for name in names))
         agree = ""
         if all(name in seconds for name in names):
             one, other = (programs[name].call().id_BLS for name in names)
@@ -273,13 +280,14 @@ def tables(sizes: Sizes) -> list[report.Table]:
     for case in report.progress(sizes.dense, "whole distributions"):
         head, other = case.head(0, sizes.dtype), case.head(1, sizes.dtype)
         dense += student_rows(case, dense_programs(head, other), head, sizes.rounds, teacher_passes=1)
-    student = ("head", "N", "S", "program", "forward, ms (R)", "with gradients, ms (R)", "MiB", "MiB", "dW differs by")
+    bytes_of = ("MiB", "MiB", "GB", "GB")
+    student = ("head", "N", "S", "program", "forward, ms (R)", "with gradients, ms (R)", *bytes_of, "dW differs by")
     whole = [(*row[:2], "all", *row[3:]) for row in dense]
     return [
         report.Table("Student, S ids a token", student, sparse),
         report.Table("Student, forward KL from a whole distribution", student, whole),
         report.Table(
-            "Teacher", ("head", "N", "S", "op", "full, ms (R)", "chunked, ms (R)", "MiB", "MiB", "same ids"), teacher
+            "Teacher", ("head", "N", "S", "op", "full, ms (R)", "chunked, ms (R)", *bytes_of, "same ids"), teacher
         ),
     ]
 
@@ -290,7 +298,8 @@ def main() -> None:
     sizes = SIZES[parser.parse_args().sizes]
     notes = (
         f"{jax.default_backend()}, {sizes.dtype}; times: least of {sizes.rounds} interleaved calls; R: over the floor "
-        "of 1 pass forward, 3 with gradients, 1 more with a teacher; MiB: temporary memory, forward and with gradients"
+        "of 1 pass forward, 3 with gradients, 1 more with a teacher; MiB: temporary memory and GB: bytes read and "
+        "written, forward and with gradients, or full and chunked"
     )
     report.write("heads", notes, tables(sizes))
 

@@ -9,21 +9,29 @@ from typing import Any
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # other frameworks want some of a GPU as well
 
 import jax
+import traffic
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """Something to time: `call` returns its results once they are there; `memory` is in bytes, beyond what goes in."""
+    """Something to time.
+
+    Attributes:
+      call: returns its results once they are there.
+      memory: bytes needed beyond what goes in and comes out.
+      moved: bytes read and written, as far as the compiler's text tells; None where it is not known.
+    """
 
     call: Callable[[], Any]
     memory: int
+    moved: int | None = None
 
 
 def compiled(function: Callable, *arguments: Any) -> Program:
     """A JAX function compiled for these arguments."""
     program = jax.jit(function).lower(*arguments).compile()
     memory = program.memory_analysis().temp_size_in_bytes
-    return Program(lambda: jax.block_until_ready(program(*arguments)), memory)
+    return Program(lambda: jax.block_until_ready(program(*arguments)), memory, traffic.moved(program.as_text()))
 
 
 def free_bytes() -> int:
