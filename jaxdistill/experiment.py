@@ -74,6 +74,12 @@ class Experiment:
             raise InputError("objective has no terms; give it at least one, such as {'ce': Term(CrossEntropy())}")
         if taken := sorted(set(self.controllers) & {*self.objective, "loss", "tokens", "grad_norm", "steps"}):
             raise InputError(f"a controller is called {taken[0]!r}, which a term or metric is already: rename it")
+        for name, term in self.objective.items():
+            if isinstance(term.coef, str) and term.coef not in self.controllers:
+                raise InputError(
+                    f"objective.{name} takes its coefficient from a controller {term.coef!r}, which is not among "
+                    f"controllers ({', '.join(map(repr, self.controllers)) or 'none'})"
+                )
         if self.dtype not in ("float32", "bfloat16"):
             raise InputError(f"dtype is {self.dtype!r}; it is 'float32' or 'bfloat16'")
 

@@ -174,11 +174,6 @@ class Trainer:
                 done = step + 1
                 if done % experiment.log_every == 0 or done == experiment.steps:
                     log.note(done, values | rates)
-                if received and done < experiment.steps:
-                    log.flush()
-                    self._save(state, done)
-                    self.checkpoints.wait()
-                    raise Interrupted(received[0], done, experiment.steps)
                 if done == experiment.steps:
                     break
                 if experiment.evaluate_every and done % experiment.evaluate_every == 0:
@@ -186,6 +181,11 @@ class Trainer:
                     scores = self.evaluate(state)
                     writer.write(done, {f"validation/{name}": value for name, value in scores.items()})
                     state = self._heed(state, scores)
+                if received:  # after the evaluation, which the continued run will not make again
+                    log.flush()
+                    self._save(state, done)
+                    self.checkpoints.wait()
+                    raise Interrupted(received[0], done, experiment.steps)
                 if experiment.checkpoint_every and done % experiment.checkpoint_every == 0:
                     log.flush()
                     self._save(state, done)

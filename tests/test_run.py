@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import json
 import random
@@ -15,7 +16,8 @@ import jaxdistill
 from jaxdistill import checkpoint, config, metrics, rundir
 from jaxdistill.errors import InputError
 from jaxdistill.experiment import load_module
-from jaxdistill.run import run
+from jaxdistill.losses.controllers import DistillmPhi
+from jaxdistill.run import Interrupted, run
 
 
 def command(*arguments):
@@ -233,3 +235,21 @@ def test_load_table_is_readable_by_pandas(finished):
     assert list(table.kind) == ["distilled", "supervised"]
     assert table.L_T["student"] == table.loss["teacher"]
     assert np.isnan(table.L_T["teacher"])
+
+
+def test_a_run_that_is_stopped_at_every_step_makes_every_evaluation_all_the_same(tmp_path, monkeypatch, supervised):
+    experiment = dataclasses.replace(supervised, steps=3, evaluate_every=1, controllers={"phi": DistillmPhi(margin=0)})
+
+    def rows(directory):
+        written = metrics.read(directory / "metrics.jsonl")
+        return [(row["step"], row["validation/cross_entropy"]) for row in written if "validation/cross_entropy" in row]
+
+    run(experiment, tmp_path / "whole", quiet=True)
+    with monkeypatch.context() as patch:
+        patch.setattr("jaxdistill.run._signals", lambda: contextlib.nullcontext([signal.SIGTERM]))
+        for step in (1, 2):
+            with pytest.raises(Interrupted, match=f"stopped at step {step} of 3"):
+                run(experiment, tmp_path / "stopped", quiet=True)
+    run(experiment, tmp_path / "stopped", quiet=True)
+    assert rows(tmp_path / "stopped") == rows(tmp_path / "whole") and len(rows(tmp_path / "whole")) == 3
+    assert_same(final_params(tmp_path / "stopped"), final_params(tmp_path / "whole"))

@@ -179,3 +179,10 @@ def test_a_name_and_a_cut_that_make_no_sense_are_refused():
         Online("a", references={"teacher": "b"})
     with pytest.raises(InputError, match="references compare whole distributions"):
         Online("a", keep=Top(4), references={"other": "b"})
+
+
+def test_a_coefficient_of_a_controller_that_is_not_there_is_refused(supervised):
+    objective = {"ce": Term(CrossEntropy(), coef="fade")}
+    with pytest.raises(InputError, match=r"objective\.ce takes its coefficient from a controller 'fade', .* \(none\)"):
+        dataclasses.replace(supervised, objective=objective)
+    dataclasses.replace(supervised, objective=objective, controllers={"fade": Countdown()})

@@ -58,7 +58,7 @@ def weighted_sum(
     """
     known(mode, ("forward", "recompute"))
     check_weights(weight_BL, head)
-    target = _fitting(target, head, always=mode == "recompute" or sharding.vocabulary is not None)
+    target = _fitting(target, head, always=mode == "recompute" or sharding.splits_vocabulary)
     head, target, knobs = blank((head, target, dict(knobs)), weight_BL)
     inputs = {"target": target, "weight_BL": weight_BL, "weights": dict(weights or {}), "knobs": knobs}
     inputs["weights"] = {f"{name}_BL": w_BL for name, w_BL in inputs["weights"].items()}

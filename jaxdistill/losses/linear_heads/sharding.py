@@ -47,6 +47,11 @@ class Sharding:
         """Parts the sequences are split into."""
         return 1 if self.mesh is None else math.prod(self.mesh.shape[axis] for axis in self.tokens)
 
+    @property
+    def splits_vocabulary(self) -> bool:
+        """Whether a device holds a part of the vocabulary only; an axis of one device splits nothing."""
+        return self.mesh is not None and self.vocabulary is not None and self.mesh.shape[self.vocabulary] > 1
+
     def spec(self, own: str) -> PartitionSpec:
         """The place of an array with these letters: tokens by sequence, VD and V by vocabulary, others everywhere."""
         if own.startswith("BL"):
@@ -64,7 +69,7 @@ class Sharding:
 
         def local(*trees):
             trees = jax.tree_util.tree_map_with_path(self._gather, trees)
-            if self.vocabulary is None:
+            if not self.splits_vocabulary:
                 return function(self, Vocabulary(), *trees)
             columns = next(x.shape[0] for _, own, x in dims.leaves(trees) if own == "VD")
             first = jax.lax.axis_index(self.vocabulary) * columns

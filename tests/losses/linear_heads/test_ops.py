@@ -11,13 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 from scipy import special
 
 from jaxdistill.errors import InputError
 from jaxdistill.head import Head
 from jaxdistill.losses.forward_kl import ForwardKL
-from jaxdistill.losses.linear_heads import linear_divergence, linear_picks, linear_sparse, tiles
-from jaxdistill.losses.targets import NO_ID
+from jaxdistill.losses.linear_heads import Sharding, linear_divergence, linear_picks, linear_sparse, tiles, weighted_sum
+from jaxdistill.losses.objective import Objective, Term
+from jaxdistill.losses.sorted_l1 import SortedL1
+from jaxdistill.losses.targets import NO_ID, Dense
 
 U = 2.0**-24
 B, L, D = 2, 5, 16
@@ -205,6 +208,19 @@ def test_memory_does_not_grow_with_tokens_times_vocabulary():
     assert temp_bytes(2048) < whole / 4 and temp_bytes(2048, mode="recompute") < whole / 8
     grown = temp_bytes(4096, mode="recompute") - temp_bytes(2048, mode="recompute")
     assert grown < 0.05 * logits  # what the hidden states and ids of 2048 more tokens take
+
+
+def test_an_axis_of_one_device_splits_no_vocabulary_and_so_hinders_no_sorting():
+    mesh = jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    (head, id_BLS, _), (teacher, _, _) = case(515, 1), case(515, 1, seed=1)
+    objective, weight_BL = Objective.of({"uld": Term(SortedL1())}), jnp.ones((B, L))
+
+    def total(sharding):
+        target = Dense(id_BLS[..., 0] % 515, teacher)
+        return weighted_sum(objective, head, target, weight_BL, {"uld": 1.0}, sharding=sharding)[0]
+
+    one_device = Sharding(mesh, tokens=("data", "fsdp"), vocabulary="tensor", width=("fsdp",))
+    np.testing.assert_allclose(total(one_device), total(Sharding()), rtol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def linear_divergence(
     check_weights(weight_BL, head)
     known(implementation, ("chunked", "reference"))
     label_BL = jnp.zeros(weight_BL.shape, jnp.int32) if label_BL is None else label_BL
-    target = Dense(label_BL, alike(head, teacher, pad=mode == "recompute" or sharding.vocabulary is not None))
+    target = Dense(label_BL, alike(head, teacher, pad=mode == "recompute" or sharding.splits_vocabulary))
     if implementation == "reference":
         return reference.linear_divergence(divergence, head, target, weight_BL)
     if mode == "recompute":
