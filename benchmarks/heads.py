@@ -1,8 +1,8 @@
 """What do the ops on a Head cost at the heads of public models, against bare matmuls and against the alternatives?
 
-    python benchmarks/heads.py                  # a machine of a few cores, fp32, a quarter of an hour or so
+    python benchmarks/heads.py                  # a machine of a few cores, fp32; not run yet
     python benchmarks/heads.py --sizes small    # narrow heads, three minutes
-    python benchmarks/heads.py --sizes gpu      # one accelerator, bf16: Llama-3, Qwen3 and Gemma-3, under ten minutes
+    python benchmarks/heads.py --sizes gpu      # one accelerator, bf16: Llama-3, Qwen3 and Gemma-3; not run yet
 
 Student ops, forward alone and with the gradients dh and dW, of a loss of S ids a token and of a forward KL:
 

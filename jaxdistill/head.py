@@ -56,6 +56,9 @@ class Head:
         real_V = first + jax.lax.iota(jnp.int32, columns) < self.vocab_size
         return jnp.where(real_V, z_BLV, MASKED)
 
-    def logits(self) -> Array:
-        """The logits whole, fp32 [B, L, V]: for a chunk of positions, or a model small enough to look at."""
-        return self.finish(self.product(), self.bias_V)
+    def logits(self, first: Array | int = 0) -> Array:
+        """The logits whole, fp32 [B, L, V]: for a chunk of positions, or a model small enough to look at.
+
+        `first` is as in `finish`.
+        """
+        return self.finish(self.product(), self.bias_V, first)

@@ -95,7 +95,7 @@ class Hidden:
 
 def logits_like(head: Head, z_BLV: Array, vocabulary: Vocabulary) -> Array:
     """A head's logits on the columns of z_BLV: two models of one tokenizer may pad their vocabularies differently."""
-    own_BLV = head.finish(head.product(), head.bias_V, vocabulary.first)
+    own_BLV = head.logits(vocabulary.first)
     extra = z_BLV.shape[-1] - own_BLV.shape[-1]
     if extra <= 0:
         return own_BLV[..., : z_BLV.shape[-1]]

@@ -65,7 +65,7 @@ class Vocabulary:
         """z at each id, fp32 [B, L, S]; zero at an id that no column has, such as NO_ID."""
         columns = z_BLV.shape[-1]
         if id_BLS.shape[-1] <= FEW:
-            picked = [jnp.sum(jnp.where(self.at(id_BL, columns), z_BLV, 0), axis=-1) for id_BL in _each(id_BLS)]
+            picked = [jnp.sum(jnp.where(self.at(id_BL, columns), z_BLV, 0), axis=-1) for id_BL in each_entry(id_BLS)]
             return self.add(jnp.stack(picked, axis=-1) if picked else jnp.zeros(id_BLS.shape, z_BLV.dtype))
         here_BLS, column_BLS = self._columns(id_BLS, columns)
         z_BLS = jnp.take_along_axis(z_BLV, jnp.where(here_BLS, column_BLS, 0), axis=-1)
@@ -75,7 +75,7 @@ class Vocabulary:
         """dz_BLV with dz_BLS added at the ids; what `pick` gave zero for is dropped."""
         columns = dz_BLV.shape[-1]
         if id_BLS.shape[-1] <= FEW:
-            for id_BL, dz_BL in zip(_each(id_BLS), _each(dz_BLS), strict=True):
+            for id_BL, dz_BL in zip(each_entry(id_BLS), each_entry(dz_BLS), strict=True):
                 dz_BLV = dz_BLV + jnp.where(self.at(id_BL, columns), dz_BL[..., None], 0)
             return dz_BLV
         here_BLS, column_BLS = self._columns(id_BLS, columns)
@@ -89,7 +89,8 @@ class Vocabulary:
         return (column_BLS >= 0) & (column_BLS < columns), column_BLS
 
 
-def _each(x_BLS: Array) -> list[Array]:
+def each_entry(x_BLS: Array) -> list[Array]:
+    """[B, L, S] as S arrays [B, L]."""
     return [x_BLS[..., s] for s in range(x_BLS.shape[-1])]
 
 

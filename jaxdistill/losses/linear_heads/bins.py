@@ -15,7 +15,6 @@ from jax import Array
 
 from jaxdistill.head import Head
 from jaxdistill.losses.linear_heads.stream import divide, join, pad, take
-from jaxdistill.losses.vocabulary import Vocabulary
 
 
 def map_chunks(on_chunk: Callable[..., Any], head: Head, *inputs: Any, positions: int | None) -> Any:
@@ -29,11 +28,6 @@ def map_chunks(on_chunk: Callable[..., Any], head: Head, *inputs: Any, positions
     whole = pad((head, *inputs), num_chunks * size - L)
     chunks = jax.lax.map(lambda chunk: on_chunk(*take(whole, chunk, size)), jnp.arange(num_chunks))
     return jax.tree.map(lambda x: join(x)[:, :L], chunks)
-
-
-def logits(head: Head, vocabulary: Vocabulary) -> Array:
-    """The logits of the columns that are here, fp32 [B, L, V]."""
-    return head.finish(head.product(), head.bias_V, vocabulary.first)
 
 
 def best_width(columns: int, picked: int) -> int:

@@ -17,7 +17,7 @@ from jaxdistill.losses.linear_heads.stream import as_cotangent
 from jaxdistill.losses.linear_heads.tiles import Tiles
 from jaxdistill.losses.loss import Divergence
 from jaxdistill.losses.targets import Dense
-from jaxdistill.losses.vocabulary import Vocabulary
+from jaxdistill.losses.vocabulary import Vocabulary, each_entry
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -28,11 +28,7 @@ def divergence_of(divergence: Divergence, sharding: Sharding, head: Head, target
 
 def _forward(divergence, sharding, head, target):
     kept = sharding.run(functools.partial(_sums, divergence), head, target)
-    return divergence.value(*_each(kept["sum_BLS"])), (head, target, kept)
-
-
-def _each(x_BLS: Array) -> list[Array]:
-    return [x_BLS[..., s] for s in range(x_BLS.shape[-1])]
+    return divergence.value(*each_entry(kept["sum_BLS"])), (head, target, kept)
 
 
 def _points(divergence, vocabulary: Vocabulary, student: Tiles, teacher: Tiles, kept, label_BL, tile, z_BLV):
@@ -84,7 +80,7 @@ def _sums(divergence, sharding, vocabulary: Vocabulary, head: Head, target: Dens
 
 def _backward(divergence, sharding, residuals, dvalue_BL):
     head, target, kept = residuals
-    _, through_value = jax.vjp(divergence.value, *_each(kept["sum_BLS"]))
+    _, through_value = jax.vjp(divergence.value, *each_entry(kept["sum_BLS"]))
     kept = kept | {"dsum_BLS": jnp.stack(through_value(dvalue_BL), axis=-1)}
     gradient = sharding.run(functools.partial(_gradient, divergence), head, target, kept)
     return as_cotangent(head, gradient), None
@@ -97,7 +93,7 @@ def _gradient(divergence, sharding, vocabulary: Vocabulary, head: Head, target: 
     def dz_of(tile, z_BLV):
         points = _points(divergence, vocabulary, student, teacher, kept, target.label_BL, tile, z_BLV)
         _, pull_back, q_BLV = points
-        dsums = tuple(jnp.broadcast_to(d_BL[..., None], z_BLV.shape) for d_BL in _each(kept["dsum_BLS"]))
+        dsums = tuple(jnp.broadcast_to(d_BL[..., None], z_BLV.shape) for d_BL in each_entry(kept["dsum_BLS"]))
         dz_BLV = (pull_back(dsums)[0] - q_BLV * slope_BL[..., None]) / divergence.temperature
         return jnp.where(student.fresh(tile), dz_BLV, 0)
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdistill.head import MASKED, Head
-from jaxdistill.losses.linear_heads.bins import best_width, binned, logits, look_into, map_chunks
+from jaxdistill.losses.linear_heads.bins import best_width, binned, look_into, map_chunks
 from jaxdistill.losses.linear_heads.sample import reference
 from jaxdistill.losses.linear_heads.sample.reference import Sample
 from jaxdistill.losses.linear_heads.sharding import LOCAL, Sharding
@@ -44,7 +44,7 @@ def sample(
 def _sample_of_chunk(
     rounds: int, sampler: str, exponent: float, vocabulary: Vocabulary, head: Head, inputs: dict[str, Array]
 ) -> Sample:
-    z_BLV = logits(head, vocabulary)
+    z_BLV = head.logits(vocabulary.first)
     lse_BL, lse_q_BL = reference.normalisers(z_BLV, exponent, vocabulary)
     mass = functools.partial(reference.masses, lse_q=lse_q_BL[..., None, None], exponent=exponent)
     bins = binned(z_BLV, best_width(z_BLV.shape[-1], rounds), MASKED)

@@ -30,7 +30,7 @@ def linear_picks(
     id_BLS: Array,
     *,
     temperature: float = 1.0,
-    implementation: str | None = None,
+    implementation: Any = None,
     sharding: Sharding = LOCAL,
 ) -> tuple[Array, Array]:
     """The log-normaliser of z / temperature, fp32 [B, L], and the logits z at the ids, fp32 [B, L, S].

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxdistill.head import Head
-from jaxdistill.losses.linear_heads.bins import best_width, binned, logits, look_into, map_chunks
+from jaxdistill.losses.linear_heads.bins import best_width, binned, look_into, map_chunks
 from jaxdistill.losses.linear_heads.sharding import LOCAL, Sharding
 from jaxdistill.losses.linear_heads.top_k.reference import Top
 from jaxdistill.losses.vocabulary import Vocabulary
@@ -33,7 +33,7 @@ def top_k(head: Head, k: int, *, positions: int | None = None, sharding: Shardin
 
 
 def _top_of_chunk(k: int, vocabulary: Vocabulary, head: Head) -> Top:
-    z_BLV = logits(head, vocabulary)
+    z_BLV = head.logits(vocabulary.first)
     lse_BL = vocabulary.lse(z_BLV)
     z_BLS, id_BLS = largest(z_BLV, min(k, z_BLV.shape[-1]))
     if vocabulary.axis is not None:
