@@ -80,7 +80,7 @@ class Subject:
             directory, state = pathlib.Path(name), self.fresh_state()
             with contextlib.closing(checkpoint.Checkpoints(directory / "checkpoints", "overhead")) as checkpoints:
                 trainer = Timed(
-                    self.experiment, directory, self.program, self.dataset, self.teacher_params, checkpoints, 0.0
+                    self.experiment, directory, self.program, self.dataset, self.teacher_params, None, checkpoints, 0.0
                 )
                 with stopwatch(seconds, "training"):
                     trainer.train(state, quiet=True)
@@ -113,7 +113,7 @@ def prepare(experiment, cache: pathlib.Path, seconds: dict[str, float]) -> Subje
     with stopwatch(seconds, "data"):
         dataset = data.prepare(experiment.data, cache, quiet=True)
     with stopwatch(seconds, "compilation"):
-        teachers = {name: make_model(source) for name, source in experiment.teachers.items()}
+        teachers = {name: make_model(source) for name, source in experiment.sources.items()}
         teacher_params = {name: jax.jit(model.init)(jax.random.key(1)) for name, model in teachers.items()}
         program = build(experiment, teachers)
 

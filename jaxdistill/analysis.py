@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdistill import checkpoint, metrics, rundir
+from jaxdistill.cache.recipe import is_cache
 from jaxdistill.data import Tokenizer, load_tokenizer
 from jaxdistill.errors import InputError
 from jaxdistill.experiment import Experiment
@@ -88,7 +89,7 @@ def load_run(path: str | Path, step: int | None = None, *, mesh: Mesh | None = N
 
 def rows(directory: str | Path) -> list[dict[str, Any]]:
     """All runs below a directory, a dict each with the keys of `COLUMNS`; unfinished ones have a status and no loss."""
-    found = sorted(Path(directory).glob(f"*/{rundir.CONFIG}"))
+    found = [c for c in sorted(Path(directory).glob(f"*/{rundir.CONFIG}")) if not is_cache(c.parent)]
     return [_row(config.parent, Path(directory)) for config in found]
 
 

@@ -5,6 +5,7 @@ Anything a user can mend is answered with one sentence and a non-zero exit; only
 
 import argparse
 import errno
+import json
 import os
 import signal
 import sys
@@ -66,16 +67,23 @@ def _cache_compilations() -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Train one experiment, or continue it."""
-    from jaxdistill import config, rundir, sweep
+    from jaxdistill import caching, config, rundir, sweep
     from jaxdistill import run as runner
-    from jaxdistill.experiment import call
+    from jaxdistill.cache.recipe import Adopted, is_cache
+    from jaxdistill.experiment import Experiment, call
+
+    def work(point, directory: Path, **more) -> None:
+        if isinstance(point, Adopted):
+            raise InputError(f"{directory} is made of another system's cache: continue it with jaxdistill cache import")
+        perform = runner.run if isinstance(point, Experiment) else caching.build
+        perform(point, directory, quiet=options.quiet, **more)
 
     target = Path(options.target)
     if target.is_dir():
         if options.overrides:
             raise InputError(f"{target} is a run directory, whose configuration is fixed; override an experiment file")
         patience = 60.0 if sweep.follow() else 0.0  # for the run of a killed sweep, which is saving
-        runner.run(rundir.read_config(target), target, quiet=options.quiet, patience=patience)
+        work(rundir.read_config(target), target, patience=patience)
         out = target
     else:
         experiment = sweep.override_all(call(target, "config", preset=options.preset), options.overrides)
@@ -83,9 +91,9 @@ def run(options: argparse.Namespace) -> None:
             print(config.text(experiment), end="")
             return
         out = Path(options.out or Path("runs") / target.stem)
-        for name, point in sweep.with_teachers({out.name: experiment}).items():
-            runner.run(point, out.parent / name, experiment_file=target, quiet=options.quiet)
-    if not options.quiet:
+        for name, point in sweep.with_sources({out.name: experiment}).items():
+            work(point, out.parent / name, experiment_file=target)
+    if not options.quiet and not is_cache(out):
         result = rundir.read_result(out)
         print(f"loss {result['loss']:.4f} nats/token, {result['bits_per_byte']:.4f} bits/byte: {out}")
 
@@ -101,7 +109,8 @@ def sweep(options: argparse.Namespace) -> None:
     out = Path(options.out or Path("runs") / target.stem)
     if options.dry_run:
         for point in sweeps.plan(points, out):
-            print(f"{point.name:32s} {sweeps.cost(point.experiment):9.2e} FLOPs  {point.experiment.protocol}")
+            protocol = getattr(point.experiment, "protocol", "cache")
+            print(f"{point.name:32s} {sweeps.cost(point.experiment):9.2e} FLOPs  {protocol}")
         return
     table = sweeps.sweep(points, out, experiment_file=target, processes=options.processes, quiet=options.quiet)
     if not options.quiet:
@@ -151,6 +160,167 @@ def allocate(options: argparse.Namespace) -> None:
         allocation_figures.save(allocation_figures.of(law, question), figure)
 
 
+def report(options: argparse.Namespace) -> None:
+    """Write the tables and figures that an experiment file makes of its sweep."""
+    from jaxdistill.experiment import load_function
+
+    directory = Path(options.directory or Path("runs") / Path(options.target).stem)
+    make = load_function(options.target, "report")
+    if not directory.is_dir():
+        raise InputError(f"there is no sweep in {directory}: run jaxdistill sweep {options.target} first")
+    for path in make(directory):
+        print(path)
+
+
+def cache_build(options: argparse.Namespace) -> None:
+    """Run a teacher over its data once and keep what it says; trains the teacher first where it has to."""
+    from jaxdistill import caching, config, rundir, sweep
+    from jaxdistill import run as runner
+    from jaxdistill.cache.recipe import Recipe
+    from jaxdistill.experiment import call
+
+    target = Path(options.target)
+    if target.is_dir():
+        works = {target: rundir.read_config(target)}
+    else:
+        experiment = sweep.override_all(call(target, "config", preset=options.preset), options.overrides)
+        out = Path(options.out or Path("runs") / target.stem)
+        works = {out.parent / name: work for name, work in sweep.with_sources({out.name: experiment}).items()}
+        works.pop(out)
+    recipes = {directory: work for directory, work in works.items() if isinstance(work, Recipe)}
+    if not recipes:
+        raise InputError(f"{target} has no cache to build: its teacher is not Cached(...) of an experiment or a run")
+    if options.dry_run:
+        print("\n".join(f"{directory}\n{config.text(recipe)}" for directory, recipe in recipes.items()), end="")
+        return
+    file = None if target.is_dir() else target
+    for directory, work in works.items():
+        if isinstance(work, Recipe):
+            part = _part(options.part) if options.part else None
+            caching.build(work, directory, part=part, batch=options.batch, experiment_file=file, quiet=options.quiet)
+        else:
+            runner.run(work, directory, experiment_file=file, quiet=options.quiet)
+    for directory in recipes:
+        if not options.quiet and rundir.is_finished(directory):
+            found = rundir.read_result(directory)
+            print(f"{found['tokens']:,} tokens, {found['bytes_per_token']:.1f} bytes a token: {directory}")
+
+
+def _part(text: str) -> tuple[int, int]:
+    index, _, parts = text.partition("/")
+    if not (index.isdigit() and parts.isdigit() and int(index) < int(parts)):
+        raise InputError(f"--part {text} is not i/n with 0 <= i < n, such as 0/4")
+    return int(index), int(parts)
+
+
+def cache_verify(options: argparse.Namespace) -> None:
+    """Read a cache again against its checksums, and score a sample of it again with its teacher."""
+    from jaxdistill import caching
+
+    found = caching.verify(options.directory, windows=options.windows, quiet=options.quiet)
+    print(f"{found['shards']:.0f} shards are whole")
+    if "overlap" in found:
+        print(
+            f"{found['windows']:.0f} windows scored again: {found['overlap']:.2%} of the mass agrees, stored numbers "
+            f"are within {found['largest_difference']:.2g} nats"
+        )
+    elif options.windows:
+        print("they are another system's targets, so there is no teacher here to score a sample with")
+
+
+def cache_info(options: argparse.Namespace) -> None:
+    """Print what a cache holds and what each part of it takes."""
+    from rich.console import Console
+
+    from jaxdistill import caching
+
+    caching.show(Path(options.directory), Console(highlight=False))
+
+
+def cache_slice(options: argparse.Namespace) -> None:
+    """Write a smaller cache from a larger one, without the teacher."""
+    from jaxdistill import caching, rundir
+
+    out = caching.cut(options.directory, options.out, first=options.first, windows=options.windows, quiet=options.quiet)
+    found = rundir.read_result(out)
+    print(f"{found['tokens']:,} tokens, {found['bytes_per_token']:.1f} bytes a token: {out}")
+
+
+def cache_import(options: argparse.Namespace) -> None:
+    """Make a cache of what another system has kept of its teacher."""
+    from jaxdistill import caching, rundir
+    from jaxdistill.experiment import call
+
+    file, out = Path(options.data), Path(options.out)
+    caching.adopt(
+        options.source, options.format, out, call(file, "config").data, resolution=options.resolution,
+        experiment_file=file, quiet=options.quiet,
+    )  # fmt: skip
+    found = rundir.read_result(out)
+    print(f"{found['tokens']:,} tokens, {found['bytes_per_token']:.1f} bytes a token: {out}")
+
+
+def eval(options: argparse.Namespace) -> None:
+    """Measure a run, an imported model or all of a sweep: losses, distance from the teacher, calibration, questions."""
+    from jaxdistill import evaluate
+    from jaxdistill.evals import tables
+
+    request = evaluate.Request(
+        split=options.split,
+        windows=options.windows,
+        teacher=options.teacher,
+        texts=dict(map(_named, options.text)),
+        questions=options.questions,
+        harness=options.lm_eval,
+        harness_tasks=options.lm_eval_tasks,
+        length=options.length,
+        bins=options.bins,
+    )
+    records = evaluate.evaluate(options.target, request, quiet=options.quiet)
+    if not options.quiet:
+        tables.show(records)
+    print(f"open {evaluate.write(records, Path(options.out or options.target))[-1]}")
+
+
+def _named(text: str) -> tuple[str, str]:
+    name, equals, path = text.partition("=")
+    if not (name and equals and path):
+        raise InputError(f"{text!r} names no text: write it as name=path, such as news=news.jsonl")
+    return name, path
+
+
+def model_import(options: argparse.Namespace) -> None:
+    """Make a run directory of a Hugging Face directory, for teachers and to start from."""
+    from jaxdistill import exchange
+
+    source = Path(options.source)
+    out = Path(options.out or Path("imported") / source.absolute().name)
+    imported = exchange.import_model(source, out, eos=options.eos)
+    print(f"{imported.family}, {imported.model.num_params_total:,} parameters in {imported.dtype}: {out}")
+
+
+def model_export(options: argparse.Namespace) -> None:
+    """Write a run as a Hugging Face directory, which transformers loads."""
+    from jaxdistill import exchange
+
+    print(f"{exchange.export_model(options.run, options.out)}: {options.out}")
+
+
+def generate(options: argparse.Namespace) -> None:
+    """Continue prompts with the model of a run, by its most probable tokens, or by draws where an option says how."""
+    from jaxdistill import generating
+    from jaxdistill.generate import Sampling
+
+    how = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p")}
+    drawn = {name: value for name, value in how.items() if value is not None}
+    prompts = [*options.prompt, *(generating.read(options.prompts) if options.prompts else [])]
+    for text in generating.texts(
+        options.target, prompts, options.tokens, Sampling(**drawn) if drawn else None, seed=options.seed,
+        quiet=options.quiet,
+    ):  # fmt: skip
+        print(json.dumps(text) if options.json else text["text"])
+
+
 def diff(options: argparse.Namespace) -> None:
     """Print the fields in which two experiments differ."""
     from jaxdistill import config, rundir
@@ -173,10 +343,10 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=__version__)
     verbs = top.add_subparsers(required=True, metavar="VERB")
 
-    def verb(function, example: str, **more) -> argparse.ArgumentParser:
+    def verb(function, example: str, among=verbs) -> argparse.ArgumentParser:
         summary = function.__doc__.strip()
-        added = verbs.add_parser(
-            function.__name__,
+        added = among.add_parser(
+            function.__name__.rpartition("_")[2],
             help=summary,
             description=summary,
             epilog=f"example: {example}",
@@ -223,6 +393,79 @@ def parser() -> argparse.ArgumentParser:
     )
     added.add_argument("--figure", metavar="FILE", help="draw crossovers, or contours without --student: svg, pdf, png")
     added.add_argument("--json", action="store_true", help="print the recipe as JSON")
+
+    added = verb(report, "jaxdistill report experiments/sparse_kd.py runs/sparse_kd")
+    added.add_argument("target", help="an experiment file with report()")
+    added.add_argument("directory", nargs="?", help="of its sweep (default: runs/<name of the file>)")
+
+    summary = "Keep what a teacher says on disk, for many students."
+    example = "example: jaxdistill cache build experiments/sparse_kd.py"
+    caches = verbs.add_parser("cache", help=summary, description=summary, epilog=example)
+    caches = caches.add_subparsers(required=True, metavar="build | verify | info | slice | import")
+    added = verb(cache_build, "jaxdistill cache build experiments/sparse_kd.py", caches)
+    added.add_argument("target", help="an experiment file whose teacher is Cached(...), or a cache to continue")
+    experiment_options(added, "the run whose cache it is; the cache lies beside it")
+    added.add_argument("--batch", type=int, help="windows in a forward pass of the teacher (default: 8192 tokens)")
+    added.add_argument("--part", metavar="i/n", help="build every n-th shard from the i-th on, for n machines")
+    added = verb(cache_verify, "jaxdistill cache verify runs/sparse_kd-cache", caches)
+    added.add_argument("directory", help="of the cache")
+    added.add_argument("--windows", type=int, default=16, help="how many to score again (default: 16; 0 for none)")
+    added.add_argument("--quiet", action="store_true", help="no progress view")
+    added = verb(cache_info, "jaxdistill cache info runs/sparse_kd-cache", caches)
+    added.add_argument("directory", help="of the cache")
+    added = verb(cache_slice, "jaxdistill cache slice runs/top50 --first 12 --out runs/top12", caches)
+    added.add_argument("directory", help="of the cache")
+    added.add_argument("--out", required=True, help="a new directory")
+    added.add_argument("--first", type=int, help="how many entries of a token to keep, of top-K targets")
+    added.add_argument("--windows", type=int, help="how many windows of the students' order to keep")
+    added.add_argument("--quiet", action="store_true", help="no progress view")
+    example = "jaxdistill cache import captured --format distillkit --data experiments/mine.py --out runs/captured"
+    added = verb(cache_import, example, caches)
+    added.add_argument("source", help="the directory that the other system wrote")
+    added.add_argument("--format", required=True, choices=("distillkit", "megatron"), help="what wrote it")
+    added.add_argument("--data", required=True, metavar="FILE", help="an experiment file with data of data.Sequences")
+    added.add_argument("--out", required=True, help="a new directory, or one to continue")
+    added.add_argument("--resolution", type=float, default=1 / 64, help="nats between stored values (default: 1/64)")
+    added.add_argument("--quiet", action="store_true", help="no progress view")
+
+    added = verb(eval, "jaxdistill eval runs/sparse_kd --questions quiz.jsonl")
+    added.add_argument("target", help="the directory of a finished run, of an imported model or of a sweep")
+    added.add_argument("--teacher", metavar="RUN", help="compare with this run; none for no teacher (default: its own)")
+    added.add_argument("--out", help="where eval.json and eval.html go (default: the run or sweep directory)")
+    added.add_argument("--split", choices=("validation", "train"), default="validation", help="of the run's own data")
+    added.add_argument("--windows", type=int, help="at most so many of each text (default: as in training, or all)")
+    added.add_argument("--length", type=int, help="inputs in a window of other texts (default: as in training)")
+    added.add_argument("--bins", type=int, default=15, help="of the reliability diagrams and ECE (default: 15)")
+    added.add_argument(
+        "--text", action="append", default=[], metavar="NAME=PATH", help="a further text; repeat for more"
+    )
+    added.add_argument(
+        "--questions", action="append", default=[], metavar="FILE", help="JSONL of choices or cloze; repeat for more"
+    )
+    added.add_argument("--lm-eval", action="append", default=[], metavar="TASK", help="of lm-eval; repeat for more")
+    added.add_argument("--lm-eval-tasks", type=Path, metavar="DIR", help="task files for lm-eval (default: its own)")
+    added.add_argument("--quiet", action="store_true", help="no progress view and no table")
+
+    added = verb(model_import, "jaxdistill import downloads/Qwen3-0.6B --out imported/qwen3")
+    added.add_argument("source", metavar="DIR", help="with config.json, safetensors and tokenizer.json")
+    added.add_argument("--out", help="the directory to make (default: imported/<name of DIR>)")
+    added.add_argument("--eos", metavar="TOKEN", help="that ends a document (default: the tokenizer's eos_token)")
+
+    added = verb(model_export, "jaxdistill export runs/distill exported/distill")
+    added.add_argument("run", help="the directory of a run, or of an imported model")
+    added.add_argument("out", metavar="DIR", help="the directory to make")
+
+    added = verb(generate, "jaxdistill generate runs/sparse_kd/full 'def main(' --temperature 0.8")
+    added.add_argument("target", help="a run directory")
+    added.add_argument("prompt", nargs="*", help="a text to continue")
+    added.add_argument("--prompts", type=Path, metavar="FILE", help='more of them, JSONL: {"prompt": "def main("}')
+    added.add_argument("--tokens", type=int, default=64, help="at most so many for each (default: 64)")
+    added.add_argument("--temperature", type=float, help="draw tokens, from softmax(logits / temperature)")
+    added.add_argument("--top-k", type=int, help="draw among the k most probable tokens")
+    added.add_argument("--top-p", type=float, help="draw among the fewest tokens whose probability reaches p")
+    added.add_argument("--seed", type=int, default=0, help="of the draws")
+    added.add_argument("--json", action="store_true", help="a JSON object a line, with ids and log-probabilities")
+    added.add_argument("--quiet", action="store_true", help="no progress view")
 
     added = verb(diff, "jaxdistill diff experiments/distill.py experiments/mine.py")
     added.add_argument("a", help="an experiment file or run directory")

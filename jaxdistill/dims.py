@@ -25,6 +25,7 @@ LETTERS: Mapping[str, str] = {
     "V": "vocabulary",
     "S": "kept teacher entries per token",
     "E": "experts",
+    "P": "learned positions",
 }
 
 STACKED = "layers"

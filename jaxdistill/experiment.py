@@ -22,7 +22,7 @@ from jaxdistill.losses.objective import Term
 from jaxdistill.models.transformer import Config
 from jaxdistill.optim import AdamW
 from jaxdistill.parallel.mesh import Mesh
-from jaxdistill.teacher import Online
+from jaxdistill.teacher import Cached, Online
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Experiment:
     steps: int
     batch: int
     optim: AdamW = AdamW()
-    teacher: Online | None = None
+    teacher: Online | Cached | None = None
     controllers: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     seed: int = 0
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -84,9 +84,9 @@ class Experiment:
             raise InputError(f"dtype is {self.dtype!r}; it is 'float32' or 'bfloat16'")
 
     @property
-    def teachers(self) -> dict[str, Any]:
-        """What trains the frozen models by name: an Experiment or a directory each."""
-        return {} if self.teacher is None else self.teacher.runs
+    def sources(self) -> dict[str, Any]:
+        """What has to be run before, by role: frozen models or a cache, each described or a finished directory."""
+        return {} if self.teacher is None else self.teacher.sources(self)
 
     @property
     def tokens(self) -> int:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from jaxdistill.losses.objective import Objective
 from jaxdistill.models.transformer import Transformer
 from jaxdistill.parallel import rules
 from jaxdistill.step import NONE, State, init_state, make_eval, make_step
+from jaxdistill.teacher import Online
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +38,15 @@ class Program:
     place: Callable
 
 
-def build(experiment: Experiment, teachers: Mapping[str, Transformer] = NONE, devices=None) -> Program:
+def build(
+    experiment: Experiment,
+    teachers: Mapping[str, Transformer] = NONE,
+    devices: Any = None,
+    validation: Objective | None = None,
+) -> Program:
     """The program of an experiment on these devices (default: all), with its frozen models by name.
+
+    `validation` is what an evaluation measures (default: `evals.objective`).
 
     Raises InputError where its shapes cannot shard.
     """
@@ -61,15 +70,13 @@ def build(experiment: Experiment, teachers: Mapping[str, Transformer] = NONE, de
             return batch
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(by_sequence, x), batch)
 
-    sharding = Sharding()
-    if mesh.size > 1:
-        sharding = Sharding(mesh, tokens=("data", "fsdp"), vocabulary="tensor", width=("fsdp",))
+    sharding = head_sharding(mesh)
     step = make_step(
         model,
         experiment.optim,
         objective,
         teachers=teachers,
-        keep=experiment.teacher.keep if experiment.teacher is not None else None,
+        keep=experiment.teacher.keep if isinstance(experiment.teacher, Online) else None,
         controllers=experiment.controllers,
         seed=experiment.seed,
         accumulate=experiment.accumulate,
@@ -77,7 +84,7 @@ def build(experiment: Experiment, teachers: Mapping[str, Transformer] = NONE, de
     )
     evaluate = make_eval(
         model,
-        evals.objective(bool(teachers)),
+        evals.objective(bool(teachers)) if validation is None else validation,
         teachers=teachers,
         sharding=sharding,
     )
@@ -89,6 +96,13 @@ def build(experiment: Experiment, teachers: Mapping[str, Transformer] = NONE, de
         abstract=checkpoint.abstract_like(abstract, shardings),
         place=place,
     )
+
+
+def head_sharding(mesh: jax.sharding.Mesh) -> Sharding:
+    """How tokens and vocabulary lie on the devices of a mesh, as `rules.DEFAULT` has it."""
+    if mesh.size == 1:
+        return Sharding()
+    return Sharding(mesh, tokens=("data", "fsdp"), vocabulary="tensor", width=("fsdp",))
 
 
 def make_model(experiment: Experiment, mesh: jax.sharding.Mesh | None = None) -> Transformer:

@@ -10,25 +10,23 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jaxdistill import checkpoint, data, evals, metrics, rundir
+from jaxdistill import checkpoint, data, evals, frozen, metrics, rundir
 from jaxdistill import config as configs
+from jaxdistill.cache.reader import Cache
 from jaxdistill.errors import InputError
 from jaxdistill.experiment import Experiment
-from jaxdistill.models.transformer import Transformer
-from jaxdistill.parallel import rules
-from jaxdistill.program import Program, build, make_model
+from jaxdistill.program import Program, build
 from jaxdistill.scaling import flops
 from jaxdistill.step import State
-from jaxdistill.teacher import TEACHER
+from jaxdistill.teacher import CACHE, TEACHER, Cached
 
 
 class Interrupted(Exception):
@@ -37,41 +35,6 @@ class Interrupted(Exception):
     def __init__(self, signal_number: int, step: int, steps: int):
         super().__init__(f"stopped at step {step} of {steps}; the same command continues from there")
         self.signal_number = signal_number
-
-
-def find_teachers(experiment: Experiment, directory: Path) -> dict[str, Path]:
-    """The finished runs of all frozen models; those that an Experiment describes lie beside this directory.
-
-    Raises InputError where one is missing.
-    """
-    return {name: _find(source, name, Path(directory)) for name, source in experiment.teachers.items()}
-
-
-def _find(source: Any, name: str, directory: Path) -> Path:
-    if not isinstance(source, Experiment):
-        rundir.read_result(Path(source))  # refuses what is not a finished run
-        return Path(source)
-    text = configs.text(source)
-    for path in sorted(directory.absolute().parent.glob(f"*/{rundir.CONFIG}")):
-        if path.read_text() == text and rundir.is_finished(path.parent):
-            return path.parent
-    raise InputError(f"the {name} (identity {configs.identity(source)}) has no finished run beside {directory}")
-
-
-def load_teacher(directory: Path, student: Experiment, dataset: data.Dataset, mesh) -> tuple[Transformer, Any]:
-    """A frozen teacher in the student's compute dtype, on the student's mesh. InputError where vocabularies differ."""
-    experiment, result = rundir.read_config(directory), rundir.read_result(directory)
-    if result["tokenizer"] != dataset.tokenizer.fingerprint:
-        raise InputError(
-            f"teacher {directory} was trained with another tokenizer ({experiment.data.tokenizer}); "
-            "its distribution says nothing about this student's tokens"
-        )
-    model = dataclasses.replace(make_model(experiment), dtype=jnp.dtype(student.dtype), remat=False)
-    abstract = jax.eval_shape(model.init, jax.random.key(0))
-    narrow = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, model.dtype), abstract)
-    on_mesh = checkpoint.abstract_like(narrow, rules.shardings(abstract, mesh))
-    checkpoints = directory / "checkpoints"
-    return model, checkpoint.load_params(checkpoints, checkpoint.steps(checkpoints)[-1], on_mesh)
 
 
 def run(
@@ -109,15 +72,23 @@ def run(
 
 
 def _train(experiment: Experiment, directory: Path, cache: Path | None, quiet: bool) -> None:
-    teacher_directories = find_teachers(experiment, directory)
+    sources = frozen.find(experiment.sources, directory)
     dataset = data.prepare(experiment.data, cache, quiet)
     check_vocabulary(experiment, dataset)
     rundir.write_json(directory / "env.json", rundir.environment())
     dataset.tokenizer.save(directory / "tokenizer")
     mesh = experiment.mesh.build()
-    loaded = {name: load_teacher(path, experiment, dataset, mesh) for name, path in teacher_directories.items()}
-    program = build(experiment, {name: model for name, (model, _) in loaded.items()})
+    kept = None
+    if isinstance(experiment.teacher, Cached):
+        kept = frozen.open_cache(sources.pop(CACHE), experiment.teacher, experiment, dataset)
+    loaded = {name: frozen.load(path, experiment.dtype, dataset.tokenizer, mesh) for name, path in sources.items()}
+    teachers = {name: model for name, (model, _) in loaded.items()}
+    program = build(
+        experiment, teachers, validation=evals.objective(bool(teachers)) if kept is None else kept.validation
+    )
     teacher_params = {name: params for name, (_, params) in loaded.items()}
+    if kept is not None and kept.needs_head:
+        teacher_params[TEACHER] = frozen.output_layer(frozen.teacher_of(kept.directory), experiment.dtype, mesh)
     checkpoints = checkpoint.Checkpoints(directory / "checkpoints", configs.identity(experiment))
     with contextlib.closing(checkpoints):
         if checkpoints.latest() is None:
@@ -125,10 +96,14 @@ def _train(experiment: Experiment, directory: Path, cache: Path | None, quiet: b
         else:
             state, numbers = checkpoints.restore(program.abstract)
             seconds = numbers["seconds"]
-        trainer = Trainer(experiment, directory, program, dataset, teacher_params, checkpoints, seconds)
+        trainer = Trainer(experiment, directory, program, dataset, teacher_params, kept, checkpoints, seconds)
         scores = trainer.train(state, quiet)
         checkpoints.wait()
-    result = _result(experiment, dataset, teacher_directories, scores, trainer.seconds())
+    result = _result(experiment, dataset, scores, trainer.seconds())
+    if TEACHER in sources:
+        result |= frozen.facts(sources[TEACHER])
+    elif kept is not None:
+        result |= {"cache": kept.directory.name, **kept.manifest["teacher"]["facts"]}
     rundir.write_json(directory / rundir.RESULT, result)
 
 
@@ -150,6 +125,7 @@ class Trainer:
     program: Program
     dataset: data.Dataset
     teacher_params: Any
+    kept: Cache | None
     checkpoints: checkpoint.Checkpoints
     seconds_before: float
 
@@ -164,7 +140,8 @@ class Trainer:
         """From the state's step to the last one, and the validation scores at the end."""
         experiment, start = self.experiment, int(state.step)
         writer = metrics.Writer(self.directory, rundir.METRICS, start)
-        batches = self.dataset.batches(experiment.batch, experiment.seed, start, experiment.steps)
+        then = self.kept.attach if self.kept is not None else None
+        batches = self.dataset.batches(experiment.batch, experiment.seed, start, experiment.steps, then=then)
         with contextlib.closing(writer), _signals() as received, _bar(experiment, start, quiet) as advance:
             log = _Log(writer, experiment, start)
             for step, batch in enumerate(batches, start):
@@ -217,8 +194,14 @@ class Trainer:
 
     def evaluate(self, state: State) -> dict[str, float]:
         """Means over the validation windows, in nats per token."""
-        batches = map(self.program.place, self.dataset.validation(self.experiment.batch))
-        return evals.evaluate(self.program.evaluate, state.params, self.teacher_params, batches)
+        batches = self.dataset.validation(self.experiment.batch)
+        if self.kept is not None and self.kept.holds_validation:
+            batches = map(self.kept.attach, batches)
+        batches = map(self.program.place, batches)
+        scores = evals.evaluate(self.program.evaluate, state.params, self.teacher_params, batches)
+        if "sampled_cross_entropy" in scores:
+            scores["forward_kl"] = scores["sampled_cross_entropy"] - scores["teacher_entropy"]
+        return scores
 
 
 class _Log:
@@ -280,12 +263,12 @@ def _bar(experiment: Experiment, start: int, quiet: bool) -> Generator[Callable[
         yield lambda: progress.advance(task)
 
 
-def _result(experiment, dataset, teachers: Mapping[str, Path], scores: dict[str, float], seconds: float) -> dict:
+def _result(experiment, dataset, scores: dict[str, float], seconds: float) -> dict:
     model = experiment.model
     forward = flops.forward_flops(
         model.num_params, model.num_layers, model.width, experiment.data.length, model.vocab_size
     )
-    result = {
+    return {
         "identity": configs.identity(experiment),
         "loss": scores["cross_entropy"],
         "bits_per_byte": evals.bits_per_byte(scores["cross_entropy"], dataset.bytes_per_token),
@@ -301,8 +284,3 @@ def _result(experiment, dataset, teachers: Mapping[str, Path], scores: dict[str,
         "tokenizer": dataset.tokenizer.fingerprint,
         "data": dataset.manifest,
     }
-    if TEACHER in teachers:
-        teacher = rundir.read_result(teachers[TEACHER])
-        result |= {"teacher": teachers[TEACHER].name} | {f"{key}_T": teacher[key] for key in ("N", "D")}
-        result |= {"L_T": teacher["loss"]}
-    return result

@@ -24,7 +24,7 @@ from typing import Any
 
 from jaxdistill import config as configs
 from jaxdistill.errors import InputError
-from jaxdistill.experiment import Experiment, load_module
+from jaxdistill.experiment import load_module
 
 CONFIG, RESULT, METRICS, EXPERIMENT = "config.txt", "result.json", "metrics.jsonl", "experiment.py"
 
@@ -51,8 +51,8 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path} is damaged ({error}); delete it and run the same command again") from error
 
 
-def read_config(directory: Path) -> Experiment:
-    """The experiment of a run directory. Raises InputError where the directory is none."""
+def read_config(directory: Path) -> Any:
+    """The configuration of a run directory: an Experiment, or what else was made there. InputError where it is none."""
     directory = Path(directory)
     if not (directory / CONFIG).is_file():
         raise InputError(f"{directory} is not a run directory: it has no {CONFIG}")
@@ -71,7 +71,7 @@ def read_result(directory: Path) -> dict[str, Any]:
     return read_json(Path(directory) / RESULT)
 
 
-def prepare(directory: Path, experiment: Experiment, experiment_file: Path | None = None) -> None:
+def prepare(directory: Path, experiment: Any, experiment_file: Path | None = None) -> None:
     """Make a run directory for an experiment, or find the one that is there to be the same experiment's.
 
     Raises InputError where it belongs to another one, naming the first difference, or holds other files.
@@ -87,7 +87,7 @@ def prepare(directory: Path, experiment: Experiment, experiment_file: Path | Non
             )
         return
     if directory.exists() and (
-        not directory.is_dir() or set(os.listdir(directory)) - {".lock", EXPERIMENT, f".{CONFIG}.partial"}
+        not directory.is_dir() or {name for name in os.listdir(directory) if not name.startswith(".")} - {EXPERIMENT}
     ):
         raise InputError(f"{directory} exists and is not a run directory; choose another --out")
     directory.mkdir(parents=True, exist_ok=True)
@@ -97,19 +97,20 @@ def prepare(directory: Path, experiment: Experiment, experiment_file: Path | Non
 
 
 @contextlib.contextmanager
-def lock(directory: Path, patience: float = 0.0) -> Generator[None]:
+def lock(directory: Path, patience: float = 0.0, name: str = ".lock") -> Generator[None]:
     """Hold a directory for this process. A killed process lets go by itself.
 
     Args:
       directory: made where it is not there.
       patience: seconds to wait for another process that is about to let go.
+      name: of the lock, where several processes share a directory and each has its part.
 
     Raises:
       InputError: another process is at work there.
     """
     Path(directory).mkdir(parents=True, exist_ok=True)
     give_up = time.monotonic() + patience
-    with open(Path(directory) / ".lock", "w") as file:
+    with open(Path(directory) / name, "w") as file:
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

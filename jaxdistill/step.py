@@ -146,6 +146,7 @@ def make_eval(
         target, _ = target_of(teacher_params, batch, jax.random.key(0), token_index(batch))
         head, weight_BL = model.head(params, h_BLD), batch.weight_BL
         _, values = weighted_sum(objective, head, target, weight_BL, coef, sharding=sharding, **streaming)
-        return reduce.sums(values, weight_BL)
+        said = {name.removesuffix("_BL"): x for name, x in batch.signals.items() if name.startswith("teacher_")}
+        return reduce.sums(values | said, weight_BL)
 
     return evaluate

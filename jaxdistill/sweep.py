@@ -15,15 +15,20 @@ import threading
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from jaxdistill import analysis, data, metrics, rundir
+from jaxdistill import analysis, caching, data, metrics, rundir
 from jaxdistill import config as configs
+from jaxdistill.cache.recipe import Recipe
 from jaxdistill.errors import InputError
 from jaxdistill.experiment import Experiment
 from jaxdistill.scaling import flops
+
+Work = Experiment | Recipe
+"""What is run in a directory of its own: a training run or a cache, both decided by their configuration."""
 
 LEASH = "JAXDISTILL_LEASH"
 """Set for runs that a sweep has started: their standard input ends when the sweep does, and they stop with it."""
@@ -39,19 +44,17 @@ def override_all(experiment: Experiment, assignments: Iterable[str]) -> Experime
     def follow(source):
         return override_all(source, assignments) if isinstance(source, Experiment) else source
 
-    references = {name: follow(source) for name, source in changed.teacher.references.items()}
-    teacher = dataclasses.replace(changed.teacher, run=follow(changed.teacher.run), references=references)
-    return dataclasses.replace(changed, teacher=teacher)
+    return dataclasses.replace(changed, teacher=changed.teacher.following(follow))
 
 
-def with_teachers(points: Mapping[str, Experiment]) -> dict[str, Experiment]:
-    """The points and every teacher that they describe and do not contain, teachers first."""
+def with_sources(points: Mapping[str, Work]) -> dict[str, Work]:
+    """The points and all that they describe and do not contain, teachers before caches and caches before students."""
     known = {configs.text(experiment) for experiment in points.values()}
-    extra: dict[str, Experiment] = {}
+    extra: dict[str, Work] = {}
 
-    def visit(name: str, experiment: Experiment) -> None:
-        for role, source in experiment.teachers.items():
-            if isinstance(source, Experiment) and configs.text(source) not in known:
+    def visit(name: str, work: Work) -> None:
+        for role, source in work.sources.items():
+            if isinstance(source, Work) and configs.text(source) not in known:
                 known.add(configs.text(source))
                 visit(f"{name}-{role}", source)
                 extra[f"{name}-{role}"] = source
@@ -61,15 +64,17 @@ def with_teachers(points: Mapping[str, Experiment]) -> dict[str, Experiment]:
     return extra | dict(points)
 
 
-def cost(experiment: Experiment) -> float:
-    """FLOPs of a run: three forward passes of the student and one of each frozen model for every token (Eq. 9)."""
+def cost(work: Work) -> float:
+    """FLOPs of a run: three forward passes of the student and one of each frozen model for every token (Eq. 9).
 
-    def forward(e: Experiment) -> float:
-        model = e.model
-        return flops.forward_flops(model.num_params, model.num_layers, model.width, e.data.length, model.vocab_size)
+    Of a cache, one of the teacher for every token; 0 where its configuration does not say how many those are.
+    """
 
-    teachers = sum(forward(source) for source in experiment.teachers.values() if isinstance(source, Experiment))
-    return experiment.tokens * (3 * forward(experiment) + teachers)
+    def forward(model: Any) -> float:
+        return flops.forward_flops(model.num_params, model.num_layers, model.width, work.data.length, model.vocab_size)
+
+    own = 3 * forward(work.model) if isinstance(work, Experiment) else 0.0
+    return work.tokens * (own + sum(forward(s.model) for s in work.sources.values() if isinstance(s, Experiment)))
 
 
 @dataclasses.dataclass
@@ -85,7 +90,7 @@ class Point:
     """
 
     name: str
-    experiment: Experiment
+    experiment: Work
     directory: Path
     needs: tuple[str, ...] = ()
     state: str = "waiting"
@@ -93,6 +98,8 @@ class Point:
 
     def progress(self) -> float:
         """The share of its steps that has been logged."""
+        if isinstance(self.experiment, Recipe):
+            return caching.progress(self.directory)
         rows = metrics.read(self.directory / rundir.METRICS)
         return rows[-1]["step"] / self.experiment.steps if rows else 0.0
 
@@ -103,13 +110,13 @@ class Point:
         return lines[-1] if lines else "it printed nothing"
 
 
-def plan(points: Mapping[str, Experiment], directory: Path) -> list[Point]:
+def plan(points: Mapping[str, Work], directory: Path) -> list[Point]:
     """The points in the order they should start: those others wait for first, then the longest."""
-    points = with_teachers(points)
-    named = {configs.text(experiment): name for name, experiment in reversed(points.items())}
+    points = with_sources(points)
+    named = {configs.text(work): name for name, work in reversed(points.items())}
 
-    def needs(experiment: Experiment) -> tuple[str, ...]:
-        sources = [source for source in experiment.teachers.values() if isinstance(source, Experiment)]
+    def needs(work: Work) -> tuple[str, ...]:
+        sources = [source for source in work.sources.values() if isinstance(source, Work)]
         return tuple(dict.fromkeys(named[configs.text(source)] for source in sources))
 
     planned = [Point(name, e, Path(directory) / name, needs(e)) for name, e in points.items()]

@@ -6,49 +6,23 @@ them and none has to be stopped.
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
 import jax
 from jax import Array
 
+from jaxdistill.cache.recipe import Recipe, is_cache
+from jaxdistill.cache.samplers import Draws, Sampler, Top
+from jaxdistill.cache.states import LastStates, States
 from jaxdistill.errors import InputError
-from jaxdistill.losses.linear_heads import Sharding, linear_sample, linear_top_k
-from jaxdistill.losses.targets import Dense, Hidden, Labels, Sampled, Target, TopK
+from jaxdistill.losses.linear_heads import Sharding
+from jaxdistill.losses.targets import Dense, Hidden, Labels, Target
+
+__all__ = ["Cached", "Draws", "Online", "Top", "make_target", "token_index"]
 
 TEACHER = "teacher"  # its name among the frozen models of a run; references have names of their own
-
-
-@dataclasses.dataclass(frozen=True)
-class Top:
-    """Keep a teacher's k most probable tokens and the mass of the others."""
-
-    k: int
-
-    def __call__(self, target: Dense, key: Array, index_BL: Array, sharding: Sharding) -> TopK:
-        top = linear_top_k(target.head, self.k, sharding=sharding)
-        return TopK.of(target.label_BL, top.id_BLS, top.logp_BLS)
-
-
-@dataclasses.dataclass(frozen=True)
-class Draws:
-    """Keep `rounds` random tokens, whose weights are the teacher's distribution in expectation (RS-KD).
-
-    Attributes:
-      rounds: draws a token.
-      sampler: "multinomial" as published, or "systematic" with less variance.
-      exponent: of the proposal p^exponent.
-    """
-
-    rounds: int = 50
-    sampler: Literal["multinomial", "systematic"] = "multinomial"
-    exponent: float = 1.0
-
-    def __call__(self, target: Dense, key: Array, index_BL: Array, sharding: Sharding) -> Sampled:
-        drawn = linear_sample(
-            target.head, self.rounds, key, index_BL=index_BL, sampler=self.sampler, exponent=self.exponent,
-            sharding=sharding,
-        )  # fmt: skip
-        return Sampled(target.label_BL, drawn.id_BLS, drawn.weight_BLS)
+CACHE = "cache"  # the role of a directory of targets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +38,7 @@ class Online:
     """
 
     run: Any
-    keep: Top | Draws | None = None
+    keep: Sampler | None = None
     references: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
@@ -73,10 +47,66 @@ class Online:
         if self.keep is not None and self.references:
             raise InputError("references compare whole distributions: leave teacher.keep away, or the references")
 
-    @property
-    def runs(self) -> dict[str, Any]:
-        """All frozen models of the run by name, the teacher first."""
+    def sources(self, student: Any) -> dict[str, Any]:
+        """What has to be run before this student, by role: all frozen models, the teacher first."""
         return {TEACHER: self.run, **self.references}
+
+    def following(self, change: Callable[[Any], Any]) -> "Online":
+        """The same with `change` applied to every Experiment it describes."""
+        references = {name: change(source) for name, source in self.references.items()}
+        return dataclasses.replace(self, run=change(self.run), references=references)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cached:
+    """A teacher that has spoken already: its targets are read from disk, and its weights are not needed.
+
+    The cache is built once for all students that ask for the same one, by `jaxdistill cache build`, or by the run or
+    sweep that needs it first.
+
+    Attributes:
+      run: the Experiment that trains the teacher, or the directory of a finished run or of a finished cache. With a
+        cache, what it holds is fixed, and the fields that say how to build one are not read.
+      keep: what is kept of the teacher's distribution; with `LastStates` all of it, for which a student also needs the
+        teacher's output layer.
+      windows: how many windows to keep, the first of the student's order; None for all. A student that sees less than
+        an epoch does not need all: steps * batch are enough.
+      seed: of the random entries.
+      resolution: distance of two stored log-probabilities, in nats.
+      first: of a cache of top-K targets, how many entries to use; None for all.
+    """
+
+    run: Any
+    keep: Sampler | LastStates = Draws(50)
+    windows: int | None = None
+    seed: int = 0
+    resolution: float = 1 / 64
+    first: int | None = None
+
+    def sources(self, student: Any) -> dict[str, Any]:
+        """What has to be run before this student, by role: the cache, which in turn needs the teacher.
+
+        `student` is an Experiment, whose data and devices the cache is for.
+        """
+        if isinstance(self.run, (str, Path)) and is_cache(Path(self.run)):
+            return {CACHE: self.run}
+        order = student.seed if self.windows is not None else 0
+        recipe = Recipe(
+            self.run,
+            student.data,
+            self.keep,
+            self.windows,
+            order,
+            self.seed,
+            self.resolution,
+            student.dtype,
+            student.mesh,
+        )
+        return {CACHE: recipe}
+
+    def following(self, change: Callable[[Any], Any]) -> "Cached":
+        """The same with `change` applied to the Experiment it describes."""
+        return dataclasses.replace(self, run=change(self.run))
 
 
 def make_target(
@@ -85,13 +115,18 @@ def make_target(
     sharding: Sharding = Sharding(),
     layers: Sequence[int] = (),
 ):
-    """target(params by name, batch, key, index_BL) -> (Target, Hidden); with no model, what the data says.
+    """target(params by name, batch, key, index_BL) -> (Target, Hidden): what the batch brings along, or what the models
+    say, or, with no model, what the data says.
 
     `index_BL` tells the tokens of a step apart, so that a random choice does not depend on how they are divided.
     `layers` are those of the teacher whose hidden states are kept.
     """
 
     def target(params: Mapping[str, Any], batch: Any, key: Array, index_BL: Array) -> tuple[Target, Hidden]:
+        if isinstance(batch.target, States):
+            return batch.target.dense(params[TEACHER]), Hidden({})
+        if batch.target is not None:
+            return batch.target, Hidden({})
         if not models:
             return Labels(batch.label_BL), Hidden({})
         heads, kept = {}, {}

@@ -50,10 +50,10 @@ def test_finished_work_is_never_done_again(swept, tiny):
 
 def test_a_teacher_that_no_point_trains_is_added_once(supervised, distilled):
     students = {f"s{seed}": dataclasses.replace(distilled, seed=seed) for seed in (1, 2)}
-    points = sweep.with_teachers(students)
+    points = sweep.with_sources(students)
     assert list(points) == ["s1-teacher", "s1", "s2"]
     assert points["s1-teacher"] == supervised
-    assert sweep.with_teachers(students | {"mine": supervised}) == students | {"mine": supervised}
+    assert sweep.with_sources(students | {"mine": supervised}) == students | {"mine": supervised}
 
 
 def test_teachers_of_teachers_come_first(supervised, distilled):

@@ -1,7 +1,8 @@
-"""Text to batches: sources of documents, tokenizers, tokens on disk, and batches as a pure function of (seed, step)."""
+"""Text or ids to batches: sources, tokenizers, tokens on disk, and batches as a pure function of (seed, step)."""
 
 from jaxdistill.data.dataset import Dataset, Tokens, prepare
 from jaxdistill.data.markov import Markov
+from jaxdistill.data.sequences import Sequences
 from jaxdistill.data.sources import Files, Source, Stdlib
 from jaxdistill.data.tokenizers import Tokenizer, load_tokenizer
 from jaxdistill.data.vocabularies import Bytes, HuggingFace, SentencePiece
@@ -15,6 +16,7 @@ __all__ = [
     "HuggingFace",
     "Markov",
     "SentencePiece",
+    "Sequences",
     "Source",
     "Stdlib",
     "Tokenizer",

@@ -3,12 +3,13 @@
 import dataclasses
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from jaxdistill.data.corpus import tokenize
+from jaxdistill.data.sequences import Padded, Sequences, split
 from jaxdistill.data.sources import Source
 from jaxdistill.data.tokenizers import Tokenizer
 from jaxdistill.data.vocabularies import TokenizerConfig
@@ -23,7 +24,7 @@ class Tokens:
     """The data of an experiment.
 
     Attributes:
-      source: where the text comes from.
+      source: where the text comes from, or the ids where they are made already.
       tokenizer: how it becomes ids. A trained tokenizer sees all of the train split, whatever the part.
       length: inputs in a window.
       part: (i, n) trains on the i-th of n disjoint parts of the train documents, so that teacher and student can learn
@@ -53,22 +54,26 @@ def prepare(tokens: Tokens, cache: str | os.PathLike[str] | None = None, quiet: 
     Every call reads the source once to find its fingerprint: a text that has changed is never taken for the old one.
     Raises InputError, in one sentence, for whatever is wrong with the source, the tokenizer or the cache.
     """
-    fingerprint = tokens.source.fingerprint()
-    tokenizer = tokens.tokenizer.build(tokens.source, fingerprint, cache, quiet)
-    parts = {"train": tokens.part, "validation": (0, 1)}
-    train, validation = (
-        tokenize(tokens.source, fingerprint, tokenizer, split, part, cache, quiet) for split, part in parts.items()
-    )
-    windows = Windows(validation.tokens_T, tokens.length, tokenizer.eos_id)
-    wanted = tokens.validation_windows or max(1, len(windows))
-    if wanted > len(windows):
-        raise InputError(f"the validation split has {len(windows)} windows of length {tokens.length}, not {wanted}")
+    source, length = tokens.source, tokens.length
+    fingerprint = source.fingerprint()
+    tokenizer = tokens.tokenizer.build(source, fingerprint, cache, quiet)
+    if isinstance(source, Sequences):
+        splits = split(source, fingerprint, tokenizer, length, tokens.part, cache, quiet)
+    else:
+        splits = {}
+        for name, part in {"train": tokens.part, "validation": (0, 1)}.items():
+            corpus = tokenize(source, fingerprint, tokenizer, name, part, cache, quiet)
+            splits[name] = Windows(corpus.tokens_T, length, tokenizer.eos_id), corpus.manifest
+    held_out, _ = splits["validation"]
+    wanted = tokens.validation_windows or max(1, len(held_out))
+    if wanted > len(held_out):
+        raise InputError(f"the validation split has {len(held_out)} windows of length {length}, not {wanted}")
     return Dataset(
         tokenizer=tokenizer,
-        train=Windows(train.tokens_T, tokens.length, tokenizer.eos_id),
-        held_out=windows,
+        train=splits["train"][0],
+        held_out=held_out,
         num_validation_windows=wanted,
-        manifest={"train": train.manifest, "validation": validation.manifest},
+        manifest={name: manifest for name, (_, manifest) in splits.items()},
     )
 
 
@@ -88,8 +93,8 @@ class Dataset:
     """
 
     tokenizer: Tokenizer
-    train: Windows
-    held_out: Windows
+    train: Windows | Padded
+    held_out: Windows | Padded
     num_validation_windows: int
     manifest: dict[str, Any]
 
@@ -104,12 +109,12 @@ class Dataset:
 
     @property
     def train_tokens(self) -> int:
-        return len(self.train.tokens_T)
+        return self.manifest["train"]["tokens"]
 
     @property
     def validation_tokens(self) -> int:
         """Tokens of the whole validation split."""
-        return len(self.held_out.tokens_T)
+        return self.manifest["validation"]["tokens"]
 
     @property
     def bytes_per_token(self) -> float:
@@ -118,6 +123,23 @@ class Dataset:
         Bits per byte are loss / ln 2 / bytes_per_token, for a mean loss in nats per token.
         """
         return self.manifest["validation"]["bytes"] / self.validation_tokens
+
+    @property
+    def validation_windows(self) -> np.ndarray:
+        """The numbers of the windows that are validated on, spread evenly over the split."""
+        count = self.num_validation_windows
+        return np.arange(count, dtype=np.int64) * len(self.held_out) // count
+
+    def first_windows(self, count: int, seed: int) -> np.ndarray:
+        """The numbers, ascending, of the training windows among the first `count` of an order: all of one epoch and on.
+
+        InputError where the seed is negative.
+        """
+        self._check(1, seed, 0)
+        if count >= self.num_windows:
+            return np.arange(self.num_windows, dtype=np.int64)
+        order = _order(self.num_windows, seed)
+        return np.sort(np.array([order[place] for place in range(count)], np.int64))
 
     def batch(self, size: int, seed: int, step: int, rows: Rows = None) -> Batch:
         """The batch of a step: the windows step * size .. step * size + size - 1 of an endless shuffled order.
@@ -130,23 +152,31 @@ class Dataset:
         return self.train.batch(np.array([order[step * size + row] for row in range(start, stop)], np.int64))
 
     def batches(
-        self, size: int, seed: int, start: int = 0, stop: int | None = None, rows: Rows = None
+        self,
+        size: int,
+        seed: int,
+        start: int = 0,
+        stop: int | None = None,
+        rows: Rows = None,
+        then: Callable[[Batch], Batch] | None = None,
     ) -> Iterator[Batch]:
-        """`batch` of the steps start .. stop - 1 (None: without end), made ahead of time in the background."""
+        """`batch` of the steps start .. stop - 1 (None: without end), made ahead of time in the background.
+
+        `then` is what is done to each there, such as reading targets for it from a cache.
+        """
         import grain
 
         self._check(size, seed, start)
         _check_rows(size, rows)
         steps = grain.MapDataset.range(start, sys.maxsize if stop is None else stop)
         made = steps.map(lambda step: self.batch(size, seed, step, rows))
+        made = made if then is None else made.map(then)
         return iter(made.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)))
 
     def validation(self, size: int, rows: Rows = None) -> Iterator[Batch]:
         """Every validation window once, in a fixed order; the last batch is filled up with rows of weight 0."""
         start, stop = _check_rows(size, rows)
-        count = self.num_validation_windows
-        spread = np.arange(count, dtype=np.int64) * len(self.held_out) // count
-        padded = np.pad(spread, (0, -count % size), constant_values=-1)
+        padded = np.pad(self.validation_windows, (0, -self.num_validation_windows % size), constant_values=-1)
         return (self.held_out.batch(windows_B[start:stop]) for windows_B in padded.reshape(-1, size))
 
     def _check(self, size: int, seed: int, step: int) -> None:

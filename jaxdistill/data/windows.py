@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,6 +22,7 @@ class Batch:
       position_BL: int32, the place of an input in its document, from 0; a document cut by the window starts again at 0.
       signals: further numbers of the tokens by name, [B, L] each, that token weights read, and target transforms too
         where the name ends in _BL.
+      target: what a teacher said of these tokens, where it was kept: a Target of NumPy arrays.
     """
 
     tokens_BL: jax.typing.ArrayLike
@@ -29,6 +31,7 @@ class Batch:
     segment_BL: jax.typing.ArrayLike
     position_BL: jax.typing.ArrayLike
     signals: Mapping[str, jax.typing.ArrayLike] = dataclasses.field(default_factory=dict)
+    target: Any = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -61,10 +61,13 @@ class Vocabulary:
             jax.lax.broadcasted_iota(jnp.int32, (*id_BL.shape, columns), id_BL.ndim) == (id_BL - self.first)[..., None]
         )
 
-    def pick(self, z_BLV: Array, id_BLS: Array) -> Array:
-        """z at each id, fp32 [B, L, S]; zero at an id that no column has, such as NO_ID."""
+    def pick(self, z_BLV: Array, id_BLS: Array, few: int = FEW) -> Array:
+        """z at each id, fp32 [B, L, S]; zero at an id that no column has, such as NO_ID.
+
+        `few` is up to how many ids a token every column is compared: 0 where no other pass over them is made.
+        """
         columns = z_BLV.shape[-1]
-        if id_BLS.shape[-1] <= FEW:
+        if id_BLS.shape[-1] <= few:
             picked = [jnp.sum(jnp.where(self.at(id_BL, columns), z_BLV, 0), axis=-1) for id_BL in each_entry(id_BLS)]
             return self.add(jnp.stack(picked, axis=-1) if picked else jnp.zeros(id_BLS.shape, z_BLV.dtype))
         here_BLS, column_BLS = self._columns(id_BLS, columns)

@@ -4,24 +4,31 @@
     h_BLD, kept  = model.hidden(params, tokens_BL, segment_BL, position_BL, keep=(3, 7))
     head         = model.head(params, h_BLD)          # never [B, L, V] logits
 
-Layers are authored in Flax NNX (`layers.Block`) and carried as stacked arrays: `params["layers"]` has the structure of
-one block with a leading dimension N, and `hidden` binds one slice at a time to the module inside a scan.
+Layers are authored in Flax NNX (`block.Block`) and carried as stacked arrays: `params["layers"]` has the structure of
+one block with a leading dimension N, and `hidden` binds one slice at a time to the module inside a scan. What differs
+from layer to layer, the window, is an array of N that the scan carries beside the parameters.
 """
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 
 from jaxdistill.errors import InputError
 from jaxdistill.head import Head
-from jaxdistill.models import layers
+from jaxdistill.models import norms, rotary, taps
+from jaxdistill.models.attention import Implementation, View, causal_mask
+from jaxdistill.models.block import Block
+from jaxdistill.models.design import Design, LearnedPositions, Rotary
+from jaxdistill.models.taps import Tap
 
 Params = dict[str, Any]
 Shard = Callable[[Array, str], Array]
@@ -29,7 +36,7 @@ Shard = Callable[[Array, str], Array]
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The shape of a decoder.
+    """The shape of a decoder of our own design; `variant.Variant` is a Config with a design of its choice.
 
     Attributes:
       vocab_size: the tokenizer's size; the embedding has `padded_vocab_size` rows and the rest never count.
@@ -57,6 +64,11 @@ class Config:
     base_width: int = 128
     vocab_multiple: int = 128
 
+    @property
+    def design(self) -> Design:
+        """The parts: ours, and so no field, which leaves the text and the identity of a run to what it chose."""
+        return OURS
+
     def __post_init__(self):
         if self.num_kv_heads == 0:
             object.__setattr__(self, "num_kv_heads", self.num_heads)
@@ -71,8 +83,14 @@ class Config:
             raise InputError(
                 f"model.num_heads ({self.num_heads}) must be a multiple of model.num_kv_heads ({self.num_kv_heads})"
             )
-        if self.head_size % 2:
+        if isinstance(self.design.position, Rotary) and self.rotary_size % 2:
             raise InputError(f"model.head_size is {self.head_size}; rotary positions need an even one")
+
+    @property
+    def rotary_size(self) -> int:
+        """The dimensions of a head that turn with the position."""
+        position = self.design.position
+        return int(self.head_size * position.fraction) if isinstance(position, Rotary) else 0
 
     @property
     def padded_vocab_size(self) -> int:
@@ -105,17 +123,20 @@ class Config:
         This is the simple form of maximal-update parametrisation (Wortsman et al. 2023, "muParam (simple)"); embeddings
         and gains keep the plain rate, and the output's 1 / width sits in `Head.scale`.
         """
-        hidden_matrix = "V" not in own and len(own.removeprefix("N")) > 1
+        hidden_matrix = len(set(own) & set("DHJFE")) > 1
         return self.base_width / self.width if hidden_matrix else 1.0
+
+
+OURS = Design()
 
 
 @functools.lru_cache
 def _block(config: Config) -> tuple[Any, Any]:
     """The structure of one block, without arrays."""
-    return nnx.split(nnx.eval_shape(lambda: layers.Block(config, rngs=nnx.Rngs(0))))
+    return nnx.split(nnx.eval_shape(lambda: Block(config, rngs=nnx.Rngs(0))))
 
 
-def _bind(config: Config, params: Params) -> layers.Block:
+def _bind(config: Config, params: Params) -> Block:
     """One layer's parameters as a live module, inside a trace."""
     graph, abstract = _block(config)
     state = jax.tree.map(lambda x: x, abstract)
@@ -131,27 +152,33 @@ class Transformer:
       dtype: of activations and matmul inputs; parameters are kept in fp32 and cast where they are used.
       shard: called as shard(x, "BLD") on every activation worth placing; the identity runs on one device.
       remat: recompute each layer in the backward pass instead of keeping its activations.
+      implementation: of attention, as in `jax.nn.dot_product_attention`: "cudnn" is fused and wants bfloat16 on an
+        NVIDIA GPU; None leaves the choice to JAX. Models with a soft-cap on their scores have one way only.
     """
 
     config: Config
     dtype: Any = jnp.float32
     shard: Shard = lambda x, own: x
     remat: bool = False
+    implementation: Implementation = None
 
     def init(self, key: Array) -> Params:
         """Fresh fp32 parameters. Embedding rows have unit variance, which `Head.scale` brings back to unit logits."""
-        config = self.config
+        config, design = self.config, self.config.design
 
         def init_block(key):
-            return nnx.to_pure_dict(nnx.state(layers.Block(config, rngs=nnx.Rngs(params=key))))
+            return nnx.to_pure_dict(nnx.state(Block(config, rngs=nnx.Rngs(params=key))))
 
         embed_key, head_key, layers_key = jax.random.split(key, 3)
         vocabulary = (config.padded_vocab_size, config.width)
         params = {
             "embed_VD": jax.random.normal(embed_key, vocabulary),
             "layers": jax.vmap(init_block)(jax.random.split(layers_key, config.num_layers)),
-            "norm_D": jnp.ones(config.width),
+            **norms.fresh("norm", "D", config.width, design.norm),
         }
+        if isinstance(design.position, LearnedPositions):
+            table = (design.position.rows, config.width)
+            params["position_PD"] = jax.random.normal(jax.random.fold_in(embed_key, 1), table)
         return params if config.tied else params | {"head_VD": jax.random.normal(head_key, vocabulary)}
 
     def hidden(
@@ -161,46 +188,91 @@ class Transformer:
         segment_BL: Array | None = None,
         position_BL: Array | None = None,
         *,
-        keep: Sequence[int] = (),
-    ) -> tuple[Array, dict[int, Array]]:
-        """Hidden states after the last norm, [B, L, D] in `dtype`, and the outputs of the layers named in `keep`.
+        keep: Sequence[int | Tap] = (),
+    ) -> tuple[Array, dict[int | Tap, Array]]:
+        """Hidden states after the last norm, [B, L, D] in `dtype`, and what `keep` names of the layers.
 
         Args:
           params: as `init` gives them.
           tokens_BL: int32 ids below `vocab_size`.
           segment_BL: which document of a packed row a token belongs to; attention stays inside. None: one document.
-          position_BL: positions for the rotary embedding. None: 0, 1, 2, ...
-          keep: layers whose output is returned as {layer: [B, L, D]}, counted from 0, or backward from -1; nothing is
-            stored for the others. InputError where the model has no such layer.
+          position_BL: positions of the tokens. None: 0, 1, 2, ...
+          keep: a layer, whose output [B, L, D] is returned; or a pair (name, layer) of something inside it: "queries"
+            [B, L, H, K], "keys" and "values" [B, L, J, K] as they enter the dot product, "attention", the probabilities
+            in fp32 [B, H, L, M], or "router", the logits of a mixture of experts in fp32 [B, L, E]. Layers count from
+            0, or backward from -1. The result has the same keys; nothing is computed or stored for others. InputError
+            where the model has no such layer, or the layer no such thing.
         """
         config, (B, L) = self.config, tokens_BL.shape
-        if unknown := [i for i in keep if not -config.num_layers <= i < config.num_layers]:
-            raise InputError(f"keep={tuple(keep)} names layer {unknown[0]} of a model with {config.num_layers} layers")
+        where = {entry: taps.place(entry, config) for entry in keep}
         if position_BL is None:
             position_BL = jnp.broadcast_to(jnp.arange(L, dtype=jnp.int32), (B, L))
-        angles = layers.rotary_angles(position_BL, config.head_size, config.rope_base)
-        mask = layers.causal_mask(segment_BL, L)
+        views = self._views(segment_BL, position_BL)
 
-        def block(x_BLD, layer_params):
-            return _bind(config, layer_params)(x_BLD, angles, mask, self.shard), None
+        def block(names, x_BLD, layer):
+            layer_params, is_local = layer
+            view = views[0] if is_local is None else jax.tree.map(functools.partial(jnp.where, is_local), *views)
+            module = _bind(config, layer_params)
+            return module(x_BLD, view, self.shard, implementation=self.implementation, keep=names)
 
-        layer = jax.checkpoint(block) if self.remat else block
-        x_BLD = self.shard(params["embed_VD"].astype(self.dtype)[tokens_BL], "BLD")
-        kept, start = {}, 0
-        for stop in [*sorted({i % config.num_layers + 1 for i in keep}), config.num_layers]:
-            piece = jax.tree.map(lambda p: p[start:stop], params["layers"])  # noqa: B023
-            x_BLD, _ = jax.lax.scan(layer, x_BLD, piece)
-            kept[stop - 1], start = x_BLD, stop
-        return layers.rms_norm(x_BLD, params["norm_D"], config.norm_eps), {i: kept[i % config.num_layers] for i in keep}
+        x_BLD = self._embed(params, tokens_BL, position_BL)
+        stacked, found = (params["layers"], _is_local(config)), {}
+        for start, stop in itertools.pairwise(taps.cuts(where.values(), config.num_layers)):
+            names = tuple(sorted({name for name, n in where.values() if n == start and name != taps.OUTPUT}))
+            layer = functools.partial(block, names)
+            piece = jax.tree.map(lambda p: p[start:stop], stacked)  # noqa: B023
+            x_BLD, seen = jax.lax.scan(jax.checkpoint(layer) if self.remat else layer, x_BLD, piece)
+            found |= {(taps.OUTPUT, stop - 1): x_BLD} | {(name, start): array[0] for name, array in seen.items()}
+        bias_D = params.get("norm_bias_D")
+        h_BLD = norms.apply(x_BLD, params["norm_D"], bias_D, config.design.norm, config.norm_eps)
+        return h_BLD, {entry: found[place] for entry, place in where.items()}
+
+    def _embed(self, params: Params, tokens_BL: Array, position_BL: Array) -> Array:
+        """The stream that enters the first layer."""
+        design, L = self.config.design, tokens_BL.shape[1]
+        x_BLD = params["embed_VD"].astype(self.dtype)[tokens_BL]
+        if design.embed_scale != 1:
+            x_BLD = x_BLD * jnp.asarray(design.embed_scale, self.dtype)
+        if isinstance(design.position, LearnedPositions):
+            if (most := design.position.rows - design.position.offset) < L:
+                raise InputError(f"{L} positions are more than the {most} that this model has learned: shorten them")
+            x_BLD = x_BLD + params["position_PD"].astype(self.dtype)[position_BL + design.position.offset]
+        return self.shard(x_BLD, "BLD")
+
+    def _views(self, segment_BL: Array | None, position_BL: Array) -> tuple[View, ...]:
+        """What attention sees: one view for all layers, or that of layers with a window and that of the others."""
+        config, L = self.config, position_BL.shape[1]
+        position, window = config.design.position, config.design.attention.window
+        everywhere = window is not None and window.layers is None
+        kinds = (True,) if everywhere else (False,) if window is None else (True, False)
+
+        def view(is_local: bool) -> View:
+            mask = causal_mask(segment_BL, L, window.size if window is not None and is_local else None)
+            if not isinstance(position, Rotary):
+                return View(mask, None)
+            base, scaling = config.rope_base, position.scaling
+            if is_local and position.local_base is not None:
+                base, scaling = position.local_base, None
+            return View(mask, rotary.angles(position_BL, config.rotary_size, base, scaling))
+
+        return tuple(view(is_local) for is_local in kinds)
 
     def head(self, params: Params, h_BLD: Array) -> Head:
-        """The output layer on `h_BLD`. The scale sqrt(base_width) / width gives unit logits at base_width and makes the
-        best learning rate independent of the width."""
-        config = self.config
+        """The output layer on `h_BLD`. Our own scale, sqrt(base_width) / width, gives unit logits at base_width and
+        makes the best learning rate independent of the width."""
+        config, given = self.config, self.config.design.logit_scale
         return Head(
             h_BLD=h_BLD,
             w_VD=params["embed_VD" if config.tied else "head_VD"],
-            scale=math.sqrt(config.base_width) / config.width,
+            scale=math.sqrt(config.base_width) / config.width if given is None else given,
             softcap=config.softcap,
             vocab_size=config.vocab_size,
         )
+
+
+def _is_local(config: Config) -> np.ndarray | None:
+    """Which layers have the window, bool [N]; None where they are all alike."""
+    window = config.design.attention.window
+    if window is None or window.layers is None:
+        return None
+    return np.isin(np.arange(config.num_layers), window.layers)

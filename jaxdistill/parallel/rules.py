@@ -29,6 +29,8 @@ DEFAULT: Rules = {
     "K": (),
     "F": ("tensor",),
     "V": ("tensor",),
+    "E": (),
+    "P": (),
 }
 """FSDP x tensor parallelism; with an axis of size 1 it is either alone, and with `data` it is HSDP."""
 

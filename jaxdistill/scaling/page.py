@@ -95,6 +95,31 @@ def html(
     return "\n".join(parts) + "\n"
 
 
+def of_rows(title: str, rows: Sequence[Mapping], drawings: Mapping[str, str]) -> str:
+    """A page of one table, a row each with its values by heading, and figures below it: SVG documents by caption."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    head = "".join(f"<th{_class(name)}>{_text(name)}</th>" for name in columns)
+    body = "".join("<tr>" + "".join(_value(row.get(name)) for name in columns) + "</tr>" for row in rows)
+    parts = [
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
+        f"<meta name='viewport' content='width=device-width, initial-scale=1'><title>{_text(title)}</title>",
+        f"<style>{STYLE}</style></head><body><h1>{_text(title)}</h1><p class='lead'>Click a heading to sort.</p>",
+        f"<div class='scroll'><table id='runs'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>",
+        *(
+            f"<figure>{inline(f'figure{number}', svg)}<figcaption>{_text(caption)}</figcaption></figure>"
+            for number, (caption, svg) in enumerate(drawings.items())
+        ),
+        f"<script>{SCRIPT}</script></body></html>",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def _value(value: float | str | None) -> str:
+    if isinstance(value, str):
+        return f"<td class='word'>{_text(value)}</td>"
+    return "<td data-value=''></td>" if value is None else f"<td>{value:.4g}</td>"
+
+
 def inline(name: str, svg: str) -> str:
     """An SVG document as an element of a page: ids made unique by `name`, greys following the page's colours."""
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)

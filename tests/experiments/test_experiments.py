@@ -39,7 +39,7 @@ def check_golden(request, name, text):
 def trace(experiment: Experiment):
     """The state after one step as shapes, without computing anything."""
     model = make_model(experiment)
-    teachers = {name: make_model(source) for name, source in experiment.teachers.items()}
+    teachers = {} if experiment.teacher is None else {"teacher": make_model(experiment.teacher.run)}
     keep = experiment.teacher.keep if experiment.teacher is not None else None
     step = make_step(model, experiment.optim, Objective.of(experiment.objective), teachers=teachers, keep=keep)
     state = jax.eval_shape(lambda key: init_state(model, experiment.optim, key), jax.random.key(0))
@@ -61,7 +61,7 @@ def test_a_configuration_is_the_one_written_down(request, file):
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_sweep_is_the_one_written_down(request, preset):
-    points = sweep.with_teachers(load_module(ROOT / "experiments" / "scaling_law.py").sweep(preset))
+    points = sweep.with_sources(load_module(ROOT / "experiments" / "scaling_law.py").sweep(preset))
     lines = [f"{name} {config.identity(e)} {sweep.cost(e):.3e} {e.protocol}" for name, e in points.items()]
     check_golden(request, f"scaling_law-{preset}", "\n".join(lines) + "\n")
 
@@ -106,7 +106,7 @@ def test_each_preset_has_enough_runs_to_identify_the_laws():
 def largest_buffers(experiment: Experiment, **streaming) -> int:
     """Elements of the largest array in the compiled step."""
     model = make_model(experiment)
-    teachers = {name: make_model(source) for name, source in experiment.teachers.items()}
+    teachers = {} if experiment.teacher is None else {"teacher": make_model(experiment.teacher.run)}
     step = make_step(model, experiment.optim, Objective.of(experiment.objective), teachers=teachers, **streaming)
     state = jax.eval_shape(lambda key: init_state(model, experiment.optim, key), jax.random.key(0))
     teacher_params = {name: jax.eval_shape(t.init, jax.random.key(0)) for name, t in teachers.items()}

@@ -11,7 +11,7 @@ import pytest
 
 from jaxdistill import dims
 from jaxdistill.errors import InputError
-from jaxdistill.models import layers
+from jaxdistill.models import rotary
 from jaxdistill.models.transformer import Config, Transformer
 
 CONFIG = Config(
@@ -177,7 +177,7 @@ def test_only_differences_of_positions_matter():
 
 def test_rotary_angles_stay_exact_to_their_rounding_at_long_range():
     position_BL = jnp.asarray([[0, 1, 4095, 131_071]])
-    cos_BLK, sin_BLK = layers.rotary_angles(position_BL, 8, 500_000.0)
+    cos_BLK, sin_BLK = rotary.angles(position_BL, 8, 500_000.0)
     angle_BLK = np.asarray(position_BL, np.float64)[..., None] * 500_000.0 ** (-2 * np.arange(4) / 8)
     tolerance = 4 * 2.0**-24 * np.maximum(angle_BLK, 1)
     assert np.all(np.abs(cos_BLK - np.cos(angle_BLK)) <= tolerance)

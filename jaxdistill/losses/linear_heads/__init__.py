@@ -6,10 +6,12 @@ linear_picks        those two, per token and differentiable
 linear_divergence   two whole distributions
 linear_top_k        a teacher's most probable tokens
 linear_sample       random tokens of a teacher, with weights
+linear_pps          as many different ones as are asked for
 """
 
 from jaxdistill.losses.linear_heads.api import token_weights, weighted_sum
 from jaxdistill.losses.linear_heads.divergence.api import linear_divergence
+from jaxdistill.losses.linear_heads.pps.api import linear_pps
 from jaxdistill.losses.linear_heads.sample.api import linear_sample
 from jaxdistill.losses.linear_heads.sharding import Sharding
 from jaxdistill.losses.linear_heads.sparse.api import linear_picks, linear_sparse
@@ -19,6 +21,7 @@ __all__ = [
     "Sharding",
     "linear_divergence",
     "linear_picks",
+    "linear_pps",
     "linear_sample",
     "linear_sparse",
     "linear_top_k",

@@ -1,4 +1,4 @@
-"""Runs both teacher ops on eight fake CPU devices, laid out in several ways, and writes what they return.
+"""Runs the teacher's ops on eight fake CPU devices, laid out in several ways, and writes what they return.
 
 test_teacher_on_devices runs it in a process of its own, since the number of devices is fixed when JAX starts.
 """
@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdistill.losses.linear_heads.pps.api import linear_pps
 from jaxdistill.losses.linear_heads.sample.api import linear_sample
 from jaxdistill.losses.linear_heads.shapes import Shape
 from jaxdistill.losses.linear_heads.sharding import Sharding
@@ -34,20 +35,21 @@ def head():
 
 
 def results(sharding: Sharding) -> dict[str, np.ndarray]:
-    """What both ops give for SHAPE, by name."""
+    """What the ops give for SHAPE, by name."""
     index_BL = np.arange(BATCH * LENGTH, dtype=np.int32).reshape(BATCH, LENGTH)
     options = {"positions": 2, "sharding": sharding}
 
     @jax.jit
-    def both(head, key):
+    def run(head, key):
         top = linear_top_k(head, K, **options)
         draws = [
             linear_sample(head, ROUNDS, key, index_BL=index_BL, sampler=sampler, exponent=0.8, **options)
             for sampler in ("multinomial", "systematic")
         ]
-        return {"top": top, "multinomial": draws[0], "systematic": draws[1]}
+        pps = linear_pps(head, ROUNDS, key, index_BL=index_BL, **options)
+        return {"top": top, "pps": pps, "multinomial": draws[0], "systematic": draws[1]}
 
-    found = both(head(), jax.random.key(1))
+    found = run(head(), jax.random.key(1))
     return {f"{op} {name}": np.asarray(x) for op, fields in found.items() for name, x in fields._asdict().items()}
 
 

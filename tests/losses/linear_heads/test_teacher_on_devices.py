@@ -32,7 +32,7 @@ def eight_devices(tmp_path_factory):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_eight_devices_give_the_ids_and_counts_of_one(one_device, eight_devices, layout):
     names = [name for name in one_device if name.endswith(("id_BLS", "count_BLS"))]
-    assert len(names) == 5
+    assert len(names) == 6
     for name in names:
         np.testing.assert_array_equal(eight_devices[layout][name], one_device[name], err_msg=name)
 

@@ -54,26 +54,31 @@ def linear_sample(
       InputError: a sampler or an implementation that does not exist, or a number out of range.
     """
     known(implementation, ("chunked", "reference"))
-    _check(head, rounds, key, index_BL, sampler, exponent)
+    check_tokens(head, key, index_BL)
+    _check(rounds, sampler, exponent)
     if implementation == "reference":
         return reference.sample(head, rounds, key, index_BL, sampler, exponent)
     return chunked.sample(head, rounds, key, index_BL, sampler, exponent, positions=positions, sharding=sharding)
 
 
-def _check(head: Head, rounds: int, key: Array, index_BL: Array, sampler: str, exponent: float) -> None:
+def check_tokens(head: Head, key: Array, index_BL: Array) -> None:
+    """Refuses a key or an index from which the tokens of `head` could not draw each on its own."""
     if (generator := str(jax.random.key_impl(key))) != "threefry2x32":
         raise InputError(
             f"the key's generator is {generator}, which gives a token other draws in another batch: make it with "
             "jax.random.key(seed, impl='threefry2x32')"
         )
+    tokens = head.h_BLD.shape[:2]
+    if index_BL.shape != tokens or not jnp.issubdtype(index_BL.dtype, jnp.integer):
+        raise InputError(
+            f"index_BL is {index_BL.dtype} {index_BL.shape}; it must hold an integer for each of the {tokens} tokens"
+        )
+
+
+def _check(rounds: int, sampler: str, exponent: float) -> None:
     if sampler not in ("multinomial", "systematic"):
         raise InputError(f"there is no sampler {sampler!r}; there are 'multinomial' and 'systematic'")
     if not 1 <= rounds <= MOST_ROUNDS:
         raise InputError(f"rounds is {rounds}; it must be between 1 and {MOST_ROUNDS}")
     if not exponent > 0:
         raise InputError(f"exponent is {exponent}; it must be above 0, so that probable tokens are drawn more often")
-    tokens = head.h_BLD.shape[:2]
-    if index_BL.shape != tokens or not jnp.issubdtype(index_BL.dtype, jnp.integer):
-        raise InputError(
-            f"index_BL is {index_BL.dtype} {index_BL.shape}; it must hold an integer for each of the {tokens} tokens"
-        )

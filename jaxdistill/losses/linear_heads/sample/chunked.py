@@ -49,9 +49,9 @@ def _sample_of_chunk(
     mass = functools.partial(reference.masses, lse_q=lse_q_BL[..., None, None], exponent=exponent)
     bins = binned(z_BLV, best_width(z_BLV.shape[-1], rounds), MASKED)
     mass_of_bin = jnp.sum(mass(bins), axis=-1)
-    before_BL, total_BL = _of_shards(jnp.sum(mass_of_bin, axis=-1), vocabulary)
+    before_BL, total_BL = mass_of_shards(jnp.sum(mass_of_bin, axis=-1), vocabulary)
     point_BLS = reference.points(inputs["key"], inputs["index_BL"], total_BL, rounds, sampler) - before_BL[..., None]
-    drawn_BLS = _joined(invert(bins, mass_of_bin, mass, point_BLS), point_BLS, mass_of_bin, vocabulary)
+    drawn_BLS = join_shards(invert(bins, mass_of_bin, mass, point_BLS), point_BLS, mass_of_bin, vocabulary)
     return reference.weighted(drawn_BLS, z_BLV, lse_BL, lse_q_BL, exponent, vocabulary)
 
 
@@ -66,7 +66,7 @@ def invert(bins: Array, mass_of_bin: Array, mass: Callable[[Array], Array], poin
     return bin_BLS * bins.shape[-1] + jnp.sum(within <= point_BLS[..., None], axis=-1)
 
 
-def _of_shards(mass_BL: Array, vocabulary: Vocabulary) -> tuple[Array, Array]:
+def mass_of_shards(mass_BL: Array, vocabulary: Vocabulary) -> tuple[Array, Array]:
     """(the mass of the shards before this one, the mass of all)."""
     if vocabulary.axis is None:
         return jnp.zeros_like(mass_BL), mass_BL
@@ -75,7 +75,7 @@ def _of_shards(mass_BL: Array, vocabulary: Vocabulary) -> tuple[Array, Array]:
     return jnp.sum(jnp.where(earlier[:, None, None], masses, 0), axis=0), jnp.sum(masses, axis=0)
 
 
-def _joined(column_BLS: Array, point_BLS: Array, mass_of_bin: Array, vocabulary: Vocabulary) -> Array:
+def join_shards(column_BLS: Array, point_BLS: Array, mass_of_bin: Array, vocabulary: Vocabulary) -> Array:
     """Ids from the columns that this shard found: a point outside its own mass is another shard's to look up."""
     if vocabulary.axis is None:
         return column_BLS

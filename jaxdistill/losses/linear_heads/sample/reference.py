@@ -99,7 +99,11 @@ def steps(offset: Array, total: Array, rounds: int) -> Array:
 
     They meet an id of mass m floor or ceil of rounds m / total times, on average over the offsets exactly that often.
     """
-    j = jnp.arange(rounds)
+    return step(jnp.arange(rounds), offset, total, rounds)
+
+
+def step(j: Array, offset: Array, total: Array, rounds: Array | int) -> Array:
+    """(j total + offset) / rounds rounded down, in 31 bits: j < rounds <= 2^15, offset < total < 2^30."""
     # j total = rounds j (total // rounds) + j (total % rounds), of which the first is divided before it is multiplied
     return j * (total // rounds) + (j * (total % rounds) + offset) // rounds
 

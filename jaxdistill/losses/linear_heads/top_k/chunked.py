@@ -35,9 +35,7 @@ def top_k(head: Head, k: int, *, positions: int | None = None, sharding: Shardin
 def _top_of_chunk(k: int, vocabulary: Vocabulary, head: Head) -> Top:
     z_BLV = head.logits(vocabulary.first)
     lse_BL = vocabulary.lse(z_BLV)
-    z_BLS, id_BLS = largest(z_BLV, min(k, z_BLV.shape[-1]))
-    if vocabulary.axis is not None:
-        z_BLS, id_BLS = _largest_of_shards(z_BLS, id_BLS + vocabulary.first, k, vocabulary.axis)
+    z_BLS, id_BLS = largest_of_shards(z_BLV, k, vocabulary)
     return Top(id_BLS, z_BLS - lse_BL[..., None], lse_BL)
 
 
@@ -54,8 +52,15 @@ def largest(z_BLV: Array, k: int) -> tuple[Array, Array]:
     return z_BLS, jnp.take_along_axis(bin_BLS, place_BLS // width, axis=-1) * width + place_BLS % width
 
 
-def _largest_of_shards(z_BLS: Array, id_BLS: Array, k: int, axis: str) -> tuple[Array, Array]:
-    """The k largest of what the shards found. Shards lie in the order of their ids, so ties still go to the smaller."""
-    z_all, id_all = (jax.lax.all_gather(x, axis, axis=-1, tiled=True) for x in (z_BLS, id_BLS))
+def largest_of_shards(z_BLV: Array, k: int, vocabulary: Vocabulary) -> tuple[Array, Array]:
+    """(values, ids) of the k largest over the whole vocabulary.
+
+    Shards lie in the order of their ids, so that of what they found ties still go to the smaller.
+    """
+    z_BLS, column_BLS = largest(z_BLV, min(k, z_BLV.shape[-1]))
+    id_BLS = column_BLS + vocabulary.first
+    if vocabulary.axis is None:
+        return z_BLS, id_BLS
+    z_all, id_all = (jax.lax.all_gather(x, vocabulary.axis, axis=-1, tiled=True) for x in (z_BLS, id_BLS))
     z_BLS, place_BLS = jax.lax.top_k(z_all, k)
     return z_BLS, jnp.take_along_axis(id_all, place_BLS, axis=-1)

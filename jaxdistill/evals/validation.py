@@ -1,4 +1,4 @@
-"""Evaluation during and after a run: the student on the data, and its distance from the teacher."""
+"""Validation while a run trains: the student on the data, and its distance from the teacher."""
 
 import math
 from collections.abc import Callable, Iterable

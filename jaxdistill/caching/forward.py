@@ -1,0 +1,104 @@
+"""The teacher's forward pass over windows, up to the columns of a cache."""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxdistill import frozen
+from jaxdistill.cache import codec
+from jaxdistill.cache.encode import encode
+from jaxdistill.cache.reader import columns_of, content_keys
+from jaxdistill.cache.recipe import Recipe
+from jaxdistill.data import Dataset
+from jaxdistill.errors import InputError
+from jaxdistill.parallel import rules
+from jaxdistill.program import head_sharding, precision
+
+BATCH_TOKENS = 8192  # tokens in one forward pass of the teacher, where nothing else is said
+SPLITS = ("train", "validation")
+
+
+class Teacher:
+    """The compiled forward pass of a recipe's teacher, from windows to the columns of a cache.
+
+    Args:
+      recipe, dataset, layout: what is made of which data.
+      directory: of the teacher's run.
+      batch: windows in a forward pass; None takes those of `BATCH_TOKENS`.
+      devices: default all of the job.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        dataset: Dataset,
+        layout: codec.Layout,
+        directory: Path,
+        batch: int | None = None,
+        devices: Sequence[jax.Device] | None = None,
+    ):
+        self.mesh = recipe.mesh.build(devices)
+        tokens_at_once = math.prod(self.mesh.shape[axis] for axis in ("data", "fsdp"))
+        at_least = batch or max(1, BATCH_TOKENS // recipe.data.length)
+        self.batch = -(-at_least // tokens_at_once) * tokens_at_once
+        self._dataset, self._recipe, self._layout = dataset, recipe, layout
+        model, self.params = frozen.load(directory, recipe.dtype, dataset.tokenizer, self.mesh)
+        model = dataclasses.replace(model, shard=rules.constrain(self.mesh))
+        sharding = head_sharding(self.mesh)
+
+        def forward(params: Any, batch: Any, key: jax.Array, index_BL: Any) -> dict[str, jax.Array]:
+            h_BLD, _ = model.hidden(params, batch.tokens_BL, batch.segment_BL, batch.position_BL)
+            head = model.head(params, h_BLD)
+            return encode(head, batch.label_BL, key, index_BL, recipe.keep, layout, sharding)
+
+        self._forward = precision(recipe.dtype)(jax.jit(forward))
+        self._by_sequence = jax.sharding.NamedSharding(self.mesh, rules.spec("BL"))
+
+    def start(self, split: str, windows: np.ndarray) -> "Spoken":
+        """Set the devices to work on these windows, at most `batch` of them; does not wait."""
+        padded = np.pad(windows, (0, self.batch - len(windows)), constant_values=-1)
+        source = self._dataset.train if split == "train" else self._dataset.held_out
+        batch = source.batch(padded)
+        # Tokens 2^32 apart share their random numbers: no sum is ever taken over so many at once.
+        length = self._recipe.data.length
+        index_BL = ((padded[:, None] * length + np.arange(length)) % 2**32).astype(np.uint32)
+        key = jax.random.fold_in(jax.random.key(self._recipe.seed, impl="threefry2x32"), SPLITS.index(split))
+        placed, index_BL = self._place(batch), self._place(index_BL)
+        return Spoken(
+            self._layout, content_keys(batch)[: len(windows)], self._forward(self.params, placed, key, index_BL)
+        )
+
+    def _place(self, tree: Any) -> Any:
+        return tree if self.mesh.size == 1 else jax.device_put(tree, self._by_sequence)
+
+
+@dataclasses.dataclass(frozen=True)
+class Spoken:
+    """What the teacher said of a batch, perhaps not yet."""
+
+    layout: codec.Layout
+    key: np.ndarray
+    packed: dict[str, jax.Array]
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """The columns of its rows, on the host; waits for the devices."""
+        packed = {name: np.asarray(x)[: len(self.key)] for name, x in self.packed.items()}
+        is_empty = "number_BL" in packed and packed["number_BL"].min(initial=1) == 0
+        if is_empty or not np.isfinite(packed["teacher_lse_BL"]).all():
+            raise InputError("the teacher's logits are not finite for some token: nothing can be kept of it")
+        return codec.to_columns(packed, columns_of(self.layout)) | {"key": self.key}
+
+
+def ahead(items: Iterable[Any]) -> Iterator[Any]:
+    """The same items, each given when the next one has been started."""
+    items = iter(items)
+    for waiting in items:
+        for following in items:
+            yield waiting
+            waiting = following
+        yield waiting

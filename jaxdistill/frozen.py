@@ -1,0 +1,144 @@
+"""What a run needs that was made before it: finished runs and caches beside it, and models loaded from them."""
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxdistill import checkpoint, dims, rundir
+from jaxdistill import config as configs
+from jaxdistill.cache.reader import Cache
+from jaxdistill.data import Dataset
+from jaxdistill.data.tokenizers import Tokenizer
+from jaxdistill.errors import InputError
+from jaxdistill.experiment import Experiment
+from jaxdistill.head import Head
+from jaxdistill.models.transformer import Transformer
+from jaxdistill.parallel import rules
+from jaxdistill.program import make_model
+from jaxdistill.teacher import TEACHER, Cached
+
+
+def find(sources: Any, directory: Path) -> dict[str, Path]:
+    """The finished directory of every source by its role; those that are described, not named, lie beside `directory`.
+
+    Args:
+      sources: by role, a path or the configuration that is run for it: `Experiment.sources` or `Recipe.sources`.
+      directory: of the run that needs them.
+
+    Raises:
+      InputError: one is missing, or is not finished.
+    """
+    return {role: _find(source, role, Path(directory)) for role, source in sources.items()}
+
+
+def _find(source: Any, role: str, directory: Path) -> Path:
+    if isinstance(source, (str, Path)):
+        rundir.read_result(Path(source))  # refuses what is not finished
+        return Path(source)
+    text = configs.text(source)
+    for path in sorted(directory.absolute().parent.glob(f"*/{rundir.CONFIG}")):
+        if path.read_text() == text and rundir.is_finished(path.parent):
+            return path.parent
+    raise InputError(f"the {role} (identity {configs.identity(source)}) has no finished run beside {directory}")
+
+
+def load(directory: Path, dtype: str, tokenizer: Tokenizer, mesh: jax.sharding.Mesh) -> tuple[Transformer, Any]:
+    """The model of a finished run and its parameters, frozen: in the compute dtype and on the mesh.
+
+    Raises InputError where it was trained with another tokenizer.
+    """
+    experiment, result = rundir.read_config(directory), rundir.read_result(directory)
+    if result["tokenizer"] != tokenizer.fingerprint:
+        raise InputError(
+            f"teacher {directory} was trained with another tokenizer ({experiment.data.tokenizer}); "
+            "its distribution says nothing about this student's tokens"
+        )
+    model = dataclasses.replace(make_model(experiment), dtype=jnp.dtype(dtype), remat=False)
+    abstract = jax.eval_shape(model.init, jax.random.key(0))
+    narrow = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, model.dtype), abstract)
+    on_mesh = checkpoint.abstract_like(narrow, rules.shardings(abstract, mesh))
+    checkpoints = directory / "checkpoints"
+    return model, checkpoint.load_params(checkpoints, checkpoint.steps(checkpoints)[-1], on_mesh)
+
+
+def teacher_of(cache: Path) -> Path:
+    """The run of the teacher that a cache was made by; InputError where it is gone."""
+    return find(rundir.read_config(cache).sources, cache)[TEACHER]
+
+
+def output_layer(directory: Path, dtype: str, mesh: jax.sharding.Mesh) -> Head:
+    """The output layer of a finished run, without hidden states; nothing else of the model is read."""
+    model = make_model(rundir.read_config(directory))
+    abstract = jax.eval_shape(model.init, jax.random.key(0))
+    needed = {name: abstract[name] for name in ("embed_VD" if model.config.tied else "head_VD",)}
+    narrow = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), needed)
+    on_mesh = checkpoint.abstract_like(narrow, rules.shardings(needed, mesh))
+    checkpoints = directory / "checkpoints"
+    no_states: Any = None
+    return model.head(checkpoint.load_params(checkpoints, checkpoint.steps(checkpoints)[-1], on_mesh), no_states)
+
+
+def facts(directory: Path) -> dict[str, Any]:
+    """What a student's result says of its teacher: its name, size, tokens and loss."""
+    result = rundir.read_result(directory)
+    return {"teacher": directory.name, "N_T": result["N"], "D_T": result["D"], "L_T": result["loss"]}
+
+
+def open_cache(directory: Path, teacher: Cached, experiment: Experiment, dataset: Dataset) -> Cache:
+    """The finished cache that a student reads its targets from, with the student held against it.
+
+    `teacher` is the one of the experiment.
+
+    Raises InputError naming what differs: the tokenizer, the windows, or a teacher that was trained anew.
+    """
+    manifest = rundir.read_result(directory)
+    cache = Cache.open(directory, manifest, teacher.first)
+    if manifest["tokenizer"] != dataset.tokenizer.fingerprint:
+        raise InputError(
+            f"the cache {directory} was made with another tokenizer ({manifest['about']}); its ids say nothing about "
+            "this student's tokens"
+        )
+    if isinstance(teacher.run, (str, Path)) and rundir.is_finished(Path(teacher.run)):
+        now = rundir.read_result(Path(teacher.run))
+        if now["identity"] not in (manifest["identity"], manifest["teacher"]["identity"]):
+            raise InputError(
+                f"the cache {directory} was made by teacher {manifest['teacher']['identity']}, and {teacher.run} is "
+                f"{now['identity']} now: build another cache"
+            )
+    for step in (0, experiment.steps - 1):  # what a student would stumble upon is said before it starts
+        cache.attach(dataset.batch(experiment.batch, experiment.seed, step))
+    return cache
+
+
+def fingerprint(params: Any) -> str:
+    """A digest of the parameters, 16 hex digits, whatever devices they are spread over and without gathering them.
+
+    Every number is mixed with its place and the results are summed: integer sums do not depend on their order.
+    """
+    digest = hashlib.sha256()
+    for path, _, leaf in dims.leaves(params):
+        digest.update(f"{path} {leaf.shape} {leaf.dtype} {[int(x) for x in _mixed_sums(leaf)]}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+@jax.jit
+def _mixed_sums(x: jax.Array) -> tuple[jax.Array, ...]:
+    bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
+    place, stride = jnp.zeros(x.shape, jnp.uint32), 1
+    for dim in reversed(range(x.ndim)):
+        place, stride = (
+            place + jax.lax.broadcasted_iota(jnp.uint32, x.shape, dim) * stride,
+            stride * x.shape[dim] % 2**32,
+        )
+    return tuple(jnp.sum(_mix(bits ^ _mix(place + jnp.uint32(salt))), dtype=jnp.uint32) for salt in (1, 0x9E3779B9))
+
+
+def _mix(x: jax.Array) -> jax.Array:
+    """The finaliser of MurmurHash3: every bit of the input reaches every bit of the output."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
