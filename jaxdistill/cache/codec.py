@@ -3,7 +3,7 @@
 Tokens hold different numbers of entries. A row, the targets of one window, has their entries one after another at the
 front of its columns and zeros behind, which cost nothing once compressed; `number` says how many belong to each token.
 Ids ascend where their order says nothing and values fall where it does, so differences between neighbours are small,
-and small integers lose their empty bits to the bit-shuffling compressor of `store`. Nothing is limited but int32.
+and small integers lose their empty bytes and bits to the compressor of `store`. Nothing is limited but int32.
 
     Counts    random draws with replacement: how often each id came. Exact.
     Levels    ids in the order of their value, and values on a grid of logarithms. A probability is rounded to the

@@ -137,26 +137,37 @@ def chunk_rows(column: Column, shard_rows: int) -> int:
 def _open(path: str, column: Column, rows: int, shard_rows: int, create: bool) -> Any:
     import tensorstore as ts
 
-    shuffle = {"name": "blosc", "configuration": _blosc(np.dtype(column.dtype).itemsize)}
-    inner = [{"name": "bytes", "configuration": {"endian": "little"}}, shuffle, {"name": "crc32c"}]
+    spec: dict[str, Any] = {"driver": "zarr3", "kvstore": {"driver": "file", "path": path}}
+    if create:
+        spec |= {"metadata": _metadata(column, rows, shard_rows), "store_data_equal_to_fill_value": True}
+    opened = ts.open(spec | {"fill_missing_data_reads": False}, open=True, create=create).result()
+    if tuple(opened.shape) != (rows, column.width) or opened.dtype.numpy_dtype != np.dtype(column.dtype):
+        raise ValueError(
+            f"{path} holds {opened.dtype.name} {tuple(opened.shape)}, not {column.dtype} {(rows, column.width)}"
+        )
+    return opened
+
+
+def _metadata(column: Column, rows: int, shard_rows: int) -> dict[str, Any]:
+    """Bytes of one place in their numbers stand together (blosc's shuffle), so the empty ones compress to nothing.
+
+    Measured on draws and top-K targets: smaller than with single bits shuffled, and clevel 9 saves another 2 to 15 % of
+    the bytes for ten times the time.
+    """
+    itemsize = np.dtype(column.dtype).itemsize
+    blosc = {"cname": "zstd", "clevel": 5, "shuffle": "shuffle", "typesize": itemsize, "blocksize": 0}
+    inner = [
+        {"name": "bytes", "configuration": {"endian": "little"}},
+        {"name": "blosc", "configuration": blosc},
+        {"name": "crc32c"},
+    ]
     sharding = {"chunk_shape": [chunk_rows(column, shard_rows), column.width], "codecs": inner}
-    spec = {
-        "driver": "zarr3",
-        "kvstore": {"driver": "file", "path": path},
-        "metadata": {
-            "shape": [rows, column.width],
-            "data_type": column.dtype,
-            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [shard_rows, column.width]}},
-            "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
-        },
-        "store_data_equal_to_fill_value": True,
-        "fill_missing_data_reads": False,
+    return {
+        "shape": [rows, column.width],
+        "data_type": column.dtype,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [shard_rows, column.width]}},
+        "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
     }
-    return ts.open(spec, open=True, create=create).result()
-
-
-def _blosc(itemsize: int) -> dict[str, Any]:
-    return {"cname": "zstd", "clevel": 5, "shuffle": "bitshuffle", "typesize": itemsize, "blocksize": 0}
 
 
 def reason(error: Exception) -> str:

@@ -26,7 +26,7 @@ def load_balance(logits_BLE: Array, weight_BL: Array, active: int) -> Array:
     eq. 4-6, with each of a token's `active` experts counted). The gradient goes through P alone.
 
     Args:
-      logits_BLE: of the router, `kept[("router", layer)]` of `Transformer.hidden`.
+      logits_BLE: of the router, `seen["router", layer]` of `Transformer.look`.
       weight_BL: 0 for tokens that do not count.
       active: experts a token.
     """

@@ -13,20 +13,22 @@ INSIDE = ("queries", "keys", "values", "attention")
 ROUTER = "router"
 
 
-def place(entry: int | Tap, config) -> Tap:
-    """An entry of `keep` as (name, layer counted from 0)."""
-    name, layer = (OUTPUT, entry) if isinstance(entry, int) else entry
-    if not -config.num_layers <= layer < config.num_layers:
-        raise InputError(f"keep={entry!r} names layer {layer} of a model with {config.num_layers} layers")
-    has = (OUTPUT, *INSIDE, *([ROUTER] if isinstance(config.design.mlp, Experts) else []))
+def layer(n: int, config) -> int:
+    """A layer counted from 0; InputError where there is none."""
+    if not -config.num_layers <= n < config.num_layers:
+        raise InputError(f"layer {n} is asked for, of a model with {config.num_layers} layers")
+    return n % config.num_layers
+
+
+def place(tap: Tap, config) -> Tap:
+    """A tap with its layer counted from 0; InputError where the layer has no such thing."""
+    name, n = tap
+    has = (*INSIDE, *([ROUTER] if isinstance(config.design.mlp, Experts) else []))
     if name not in has:
-        raise InputError(f"keep={entry!r} names something that a layer of this model does not have: {', '.join(has)}")
-    return name, layer % config.num_layers
+        raise InputError(f"{name!r} is asked for, and a layer of this model has {', '.join(has)}")
+    return name, layer(n, config)
 
 
-def cuts(places: Iterable[Tap], num_layers: int) -> list[int]:
+def cuts(outputs: Iterable[Tap], parts: Iterable[Tap], num_layers: int) -> list[int]:
     """Where the scan over the layers is cut: after a layer whose output is kept, around one that is looked into."""
-    found = {0, num_layers}
-    for name, layer in places:
-        found |= {layer + 1} if name == OUTPUT else {layer, layer + 1}
-    return sorted(found)
+    return sorted({0, num_layers} | {n + 1 for _, n in outputs} | {cut for _, n in parts for cut in (n, n + 1)})

@@ -188,23 +188,40 @@ class Transformer:
         segment_BL: Array | None = None,
         position_BL: Array | None = None,
         *,
-        keep: Sequence[int | Tap] = (),
-    ) -> tuple[Array, dict[int | Tap, Array]]:
-        """Hidden states after the last norm, [B, L, D] in `dtype`, and what `keep` names of the layers.
+        keep: Sequence[int] = (),
+    ) -> tuple[Array, dict[int, Array]]:
+        """Hidden states after the last norm, [B, L, D] in `dtype`, and the outputs of the layers named in `keep`.
 
         Args:
           params: as `init` gives them.
           tokens_BL: int32 ids below `vocab_size`.
           segment_BL: which document of a packed row a token belongs to; attention stays inside. None: one document.
           position_BL: positions of the tokens. None: 0, 1, 2, ...
-          keep: a layer, whose output [B, L, D] is returned; or a pair (name, layer) of something inside it: "queries"
-            [B, L, H, K], "keys" and "values" [B, L, J, K] as they enter the dot product, "attention", the probabilities
-            in fp32 [B, H, L, M], or "router", the logits of a mixture of experts in fp32 [B, L, E]. Layers count from
-            0, or backward from -1. The result has the same keys; nothing is computed or stored for others. InputError
-            where the model has no such layer, or the layer no such thing.
+          keep: layers whose output is returned as {layer: [B, L, D]}, counted from 0, or backward from -1; nothing is
+            stored for the others. InputError where the model has no such layer.
+        """
+        return self.look(params, tokens_BL, segment_BL, position_BL, keep=keep)[:2]
+
+    def look(
+        self,
+        params: Params,
+        tokens_BL: Array,
+        segment_BL: Array | None = None,
+        position_BL: Array | None = None,
+        *,
+        keep: Sequence[int] = (),
+        inside: Sequence[Tap] = (),
+    ) -> tuple[Array, dict[int, Array], dict[Tap, Array]]:
+        """As `hidden`, and what `inside` names: pairs (name, layer) of something that a layer computes with.
+
+        "queries" [B, L, H, K], "keys" and "values" [B, L, J, K] as they enter the dot product; "attention", the
+        probabilities in fp32 [B, H, L, M]; "router", the logits of a mixture of experts in fp32 [B, L, E]. They are
+        returned as {(name, layer): array}; nothing is computed or stored for other layers. InputError where the model
+        has no such layer, or the layer no such thing.
         """
         config, (B, L) = self.config, tokens_BL.shape
-        where = {entry: taps.place(entry, config) for entry in keep}
+        outputs = {n: (taps.OUTPUT, taps.layer(n, config)) for n in keep}
+        parts = {tap: taps.place(tap, config) for tap in inside}
         if position_BL is None:
             position_BL = jnp.broadcast_to(jnp.arange(L, dtype=jnp.int32), (B, L))
         views = self._views(segment_BL, position_BL)
@@ -217,15 +234,16 @@ class Transformer:
 
         x_BLD = self._embed(params, tokens_BL, position_BL)
         stacked, found = (params["layers"], _is_local(config)), {}
-        for start, stop in itertools.pairwise(taps.cuts(where.values(), config.num_layers)):
-            names = tuple(sorted({name for name, n in where.values() if n == start and name != taps.OUTPUT}))
+        for start, stop in itertools.pairwise(taps.cuts(outputs.values(), parts.values(), config.num_layers)):
+            names = tuple(sorted({name for name, n in parts.values() if n == start}))
             layer = functools.partial(block, names)
             piece = jax.tree.map(lambda p: p[start:stop], stacked)  # noqa: B023
             x_BLD, seen = jax.lax.scan(jax.checkpoint(layer) if self.remat else layer, x_BLD, piece)
             found |= {(taps.OUTPUT, stop - 1): x_BLD} | {(name, start): array[0] for name, array in seen.items()}
         bias_D = params.get("norm_bias_D")
         h_BLD = norms.apply(x_BLD, params["norm_D"], bias_D, config.design.norm, config.norm_eps)
-        return h_BLD, {entry: found[place] for entry, place in where.items()}
+        kept = {n: found[place] for n, place in outputs.items()}
+        return h_BLD, kept, {tap: found[place] for tap, place in parts.items()}
 
     def _embed(self, params: Params, tokens_BL: Array, position_BL: Array) -> Array:
         """The stream that enters the first layer."""

@@ -161,10 +161,11 @@ def test_layers_with_a_window_turn_by_their_own_base(draw_params):
 def test_what_is_kept_of_a_layer_is_what_its_attention_computes_with(family, draw_params):
     model, params, tokens_BL = Transformer(family), draw_params(family), random_tokens((2, 9))
     names = ("queries", "keys", "values", "attention")
-    keep = (0, -1, *((name, 1) for name in names))
-    h_BLD, kept = jax.jit(model.hidden, static_argnames="keep")(params, tokens_BL, keep=keep)
-    assert set(kept) == set(keep)
-    q, k, _, p_BHLM = (np.asarray(kept[name, 1], np.float64) for name in names)
+    inside = tuple((name, 1) for name in names)
+    look = jax.jit(model.look, static_argnames=("keep", "inside"))
+    h_BLD, kept, seen = look(params, tokens_BL, keep=(0, -1), inside=inside)
+    assert set(kept) == {0, -1} and set(seen) == set(inside)
+    q, k, _, p_BHLM = (np.asarray(seen[tap], np.float64) for tap in inside)
     scale = family.design.attention.scale or family.head_size**-0.5
     k = np.repeat(k, family.num_heads // family.num_kv_heads, axis=2)
     z = scale * np.einsum("blhk,bmhk->bhlm", q, k)
@@ -181,26 +182,29 @@ def test_looking_into_a_layer_costs_the_others_nothing(draw_params):
     config = dataclasses.replace(Config(**SIZES), num_layers=5)
     model, params = Transformer(config), draw_params(config)
 
-    def maps(keep):
-        run = jax.jit(lambda tokens_BL: model.hidden(params, tokens_BL, keep=keep))
-        text = str(jax.make_jaxpr(lambda tokens_BL: model.hidden(params, tokens_BL, keep=keep))(random_tokens((2, 9))))
-        return text.count("f32[1,2,4,9,9]"), text.count("f32[5,2,4,9,9]"), run(random_tokens((2, 9)))[1]
+    def look(inside):
+        return lambda tokens_BL: model.look(params, tokens_BL, inside=inside)
 
-    assert maps(())[:2] == (0, 0)
-    once, all_layers, kept = maps((("attention", 3),))
-    assert once >= 1 and all_layers == 0 and kept["attention", 3].shape == (2, 4, 9, 9)
+    def maps(inside):
+        text = str(jax.make_jaxpr(look(inside))(random_tokens((2, 9))))
+        return text.count("f32[1,2,4,9,9]"), text.count("f32[5,2,4,9,9]")
+
+    assert maps(()) == (0, 0)
+    once, all_layers = maps((("attention", 3),))
+    assert once >= 1 and all_layers == 0
 
 
 def test_the_router_of_a_mixture_can_be_looked_at(draw_params, family):
-    model, keep = Transformer(family), (("router", 2),)
+    model, inside = Transformer(family), (("router", -1),)
+    run = lambda: jax.eval_shape(lambda p: model.look(p, random_tokens((2, 9)), inside=inside)[2], draw_params(family))  # noqa: E731
     if isinstance(family.design.mlp, Experts):
-        _, kept = jax.jit(model.hidden, static_argnames="keep")(draw_params(family), random_tokens((2, 9)), keep=keep)
-        assert kept["router", 2].shape == (2, 9, family.design.mlp.num) and kept["router", 2].dtype == jnp.float32
+        logits_BLE = run()["router", -1]
+        assert logits_BLE.shape == (2, 9, family.design.mlp.num) and logits_BLE.dtype == jnp.float32
     else:
         with pytest.raises(
-            InputError, match=r"^keep=\('router', 2\) names something that a layer of this model does not"
+            InputError, match=r"^'router' is asked for, and a layer of this model has queries, keys, values"
         ):
-            model.hidden(draw_params(family), random_tokens((2, 9)), keep=keep)
+            run()
 
 
 def test_more_positions_than_were_learned_are_refused(draw_params):
