@@ -37,7 +37,7 @@ from jaxdistill.models import ladder
 from jaxdistill.optim import AdamW
 from jaxdistill.program import build
 from jaxdistill.scaling import page
-from jaxdistill.scaling.style import FAINT, canvas, in_style, styles
+from jaxdistill.scaling.style import FAINT, INK, canvas, in_style, plain_log_ticks, styles
 from jaxdistill.teacher import Cached, Online
 
 VOCABULARY = 512
@@ -117,9 +117,10 @@ def config() -> Experiment:
 
 def report(directory: Path) -> list[Path]:
     """A table, two figures and a page of the finished sweep in a directory; about five minutes on two cores."""
-    scores = evaluate.evaluate(directory, evaluate.Request(teacher=str(directory / "teacher")))
+    records = evaluate.evaluate(directory, evaluate.Request(teacher=str(directory / "teacher")))
+    scores = {name: record["scores"]["validation"] for name, record in records.items()}
     runs = {name: load_run(directory / name) for name in scores if name != "teacher"}
-    loss = {name: scores[name]["scores"]["loss"] for name in runs}
+    loss = {name: scores[name]["loss"] for name in runs}
     floor, ceiling = (statistics.mean(loss[f"{end}-{seed}"] for seed in SEEDS) for end in ("ce", "full"))
     timed = seconds_a_step({name: runs[name] for name in TIMED})
     rows = [
@@ -127,7 +128,7 @@ def report(directory: Path) -> list[Path]:
             "run": name,
             "loss": loss[name],
             "part of the gap": (floor - loss[name]) / (floor - ceiling),
-            **{key: scores[name]["scores"][key] for key in ("ece", "acceptance", "agreement")},
+            **{key: scores[name][key] for key in ("ece", "acceptance", "agreement")},
             **kept(run),
             **(gradient(run, runs["ce-0"]) if isinstance(run.experiment.teacher, Cached) else {}),
             **({"step time / ce": timed[name] / timed["ce-0"]} if name in timed else {}),
@@ -218,7 +219,8 @@ def write(rows: list[dict[str, Any]], directory: Path) -> list[Path]:
 
 CAPTION = (
     "Left: validation loss over what is kept of the teacher for a token. Bands are plain training (upper) and the "
-    "whole distribution (lower), as wide as three seeds. Right: calibration error of the same runs."
+    "whole distribution (lower), as wide as three seeds. Right: calibration error of the same runs, where the band of "
+    "the whole distribution is the upper one."
 )
 GROUPS = {
     "top K, renormalised": "-renormalised", "top K, bucket": "-bucket", "top K, uniform rest": "-uniform",
@@ -234,10 +236,12 @@ def figure(rows: list[dict[str, Any]]) -> Any:
         for end in ("ce", "full"):
             values = [row[key] for row in rows if row["run"].startswith(f"{end}-")]
             panel.axhspan(min(values), max(values), color=FAINT, alpha=0.3, linewidth=0)
-        for (name, part), (colour, marker) in zip(GROUPS.items(), styles(len(GROUPS)), strict=True):
+        looks = [*styles(len(GROUPS) - 1), (INK, "s")]
+        for (name, part), (colour, marker) in zip(GROUPS.items(), looks, strict=True):
             own = sorted((row["entries"], row[key]) for row in rows if part in row["run"])
             panel.plot(*zip(*own, strict=True), color=colour, marker=marker, label=name)
         panel.set_xscale("log")
+        plain_log_ticks(panel.xaxis)
         panel.set_xlabel("entries a token")
         panel.set_ylabel(label)
     panels[0].legend()
