@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdistill import checkpoint, metrics, rundir
-from jaxdistill.cache.recipe import is_cache
 from jaxdistill.data import Tokenizer, load_tokenizer
 from jaxdistill.errors import InputError
 from jaxdistill.experiment import Experiment
@@ -89,12 +88,14 @@ def load_run(path: str | Path, step: int | None = None, *, mesh: Mesh | None = N
 
 def rows(directory: str | Path) -> list[dict[str, Any]]:
     """All runs below a directory, a dict each with the keys of `COLUMNS`; unfinished ones have a status and no loss."""
-    found = [c for c in sorted(Path(directory).glob(f"*/{rundir.CONFIG}")) if not is_cache(c.parent)]
-    return [_row(config.parent, Path(directory)) for config in found]
+    found = {
+        path.parent: rundir.read_config(path.parent) for path in sorted(Path(directory).glob(f"*/{rundir.CONFIG}"))
+    }
+    return [_row(path, own, Path(directory)) for path, own in found.items() if isinstance(own, Experiment)]
 
 
-def _row(directory: Path, root: Path) -> dict[str, Any]:
-    experiment, finished = rundir.read_config(directory), rundir.is_finished(directory)
+def _row(directory: Path, experiment: Experiment, root: Path) -> dict[str, Any]:
+    finished = rundir.is_finished(directory)
     row = {
         "run": directory.name,
         "kind": "distilled" if experiment.teacher is not None else "supervised",

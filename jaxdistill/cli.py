@@ -69,12 +69,14 @@ def run(options: argparse.Namespace) -> None:
     """Train one experiment, or continue it."""
     from jaxdistill import caching, config, rundir, sweep
     from jaxdistill import run as runner
-    from jaxdistill.cache.recipe import Adopted, is_cache
+    from jaxdistill.cache.recipe import Adopted, Recipe
     from jaxdistill.experiment import Experiment, call
 
     def work(point, directory: Path, **more) -> None:
         if isinstance(point, Adopted):
             raise InputError(f"{directory} is made of another system's cache: continue it with jaxdistill cache import")
+        if not isinstance(point, Experiment | Recipe):
+            raise InputError(f"{directory} holds a model that was imported: there is nothing to train in it")
         perform = runner.run if isinstance(point, Experiment) else caching.build
         perform(point, directory, quiet=options.quiet, **more)
 
@@ -93,8 +95,8 @@ def run(options: argparse.Namespace) -> None:
         out = Path(options.out or Path("runs") / target.stem)
         for name, point in sweep.with_sources({out.name: experiment}).items():
             work(point, out.parent / name, experiment_file=target)
-    if not options.quiet and not is_cache(out):
-        result = rundir.read_result(out)
+    result = rundir.read_result(out)
+    if not options.quiet and "bits_per_byte" in result:
         print(f"loss {result['loss']:.4f} nats/token, {result['bits_per_byte']:.4f} bits/byte: {out}")
 
 

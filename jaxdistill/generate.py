@@ -1,7 +1,7 @@
 """Generation: prompts of any lengths continued token by token, in batches of one shape.
 
-Every token comes from the same `hidden` and `head` as in training, and so does its log-probability. Nothing is kept
-between tokens: the model reads the whole text again for each, at the cost of one forward pass over the buffer.
+A batch reads its prompts once; from then on each token costs one token's work, for keys and values are kept
+(`Transformer.extend`). Layers and head are those of training, and so are the log-probabilities, up to rounding.
 """
 
 import dataclasses
@@ -78,26 +78,37 @@ def make_generate(model: Any, sampling: Sampling | None, stop: Sequence[int], ma
     """generate(params, buffer, key_B) -> the buffer with up to `max_tokens` more in each row, to be compiled.
 
     Args:
-      model: with `hidden` and `head`.
+      model: with `cache`, `extend` and `head`.
       sampling: how to draw; None takes the most probable token.
       stop: ids that end a text, of which they are part.
-      max_tokens: that the buffer has room for.
+      max_tokens: that the buffer has room for behind its longest prompt.
 
     The keys are one for each row: a row does not depend on the others.
     """
 
-    def logits(params: Any, buffer: Buffer) -> Array:
-        h_BLD, _ = model.hidden(params, buffer.tokens_BL)
-        last_BLD = jnp.take_along_axis(h_BLD, buffer.length_B[:, None, None] - 1, axis=1)
-        return model.head(params, last_BLD).logits()[:, 0]
+    def read(params: Any, buffer: Buffer) -> Any:
+        """A cache with the prompts in it."""
+        B, L = buffer.tokens_BL.shape
+        prompts_BL = buffer.tokens_BL[:, : L - max_tokens]
+        return model.extend(params, prompts_BL, jnp.zeros(B, jnp.int32), model.cache(B, L))[1]
 
-    def extend(params: Any, buffer: Buffer, key_B: Array, step: Array) -> Buffer:
-        z_BV = logits(params, buffer)
+    def logits(params: Any, buffer: Buffer, cache: Any) -> tuple[Array, Any]:
+        """What follows each row's last token, [B, V], and the cache with that token in it.
+
+        The last token of a prompt is thereby read twice: one step more, and every token is drawn in one way.
+        """
+        last_B = buffer.length_B - 1
+        last_BL = jnp.take_along_axis(buffer.tokens_BL, last_B[:, None], axis=1)
+        h_BLD, cache = model.extend(params, last_BL, last_B, cache)
+        return model.head(params, h_BLD).logits()[:, 0], cache
+
+    def draw(z_BV: Array, key_B: Array, step: Array) -> Array:
         if sampling is None:
-            id_B = jnp.argmax(z_BV, axis=-1)
-        else:
-            fresh_B = jax.vmap(jax.random.fold_in, (0, None))(key_B, step)
-            id_B = jax.vmap(jax.random.categorical)(fresh_B, sampling(z_BV))
+            return jnp.argmax(z_BV, axis=-1)
+        fresh_B = jax.vmap(jax.random.fold_in, (0, None))(key_B, step)
+        return jax.vmap(jax.random.categorical)(fresh_B, sampling(z_BV))
+
+    def append(buffer: Buffer, id_B: Array, z_BV: Array) -> Buffer:
         logp_B = jnp.take_along_axis(jax.nn.log_softmax(z_BV), id_B[:, None], axis=-1)[:, 0]
         row_B = jnp.arange(len(id_B))
         place_B = jnp.where(buffer.open_B, buffer.length_B, buffer.tokens_BL.shape[1])  # past the end: dropped
@@ -110,14 +121,15 @@ def make_generate(model: Any, sampling: Sampling | None, stop: Sequence[int], ma
 
     def generate(params: Any, buffer: Buffer, key_B: Array) -> Buffer:
         def more(carry):
-            step, buffer = carry
+            step, buffer, _ = carry
             return (step < max_tokens) & jnp.any(buffer.open_B)
 
         def go_on(carry):
-            step, buffer = carry
-            return step + 1, extend(params, buffer, key_B, step)
+            step, buffer, cache = carry
+            z_BV, cache = logits(params, buffer, cache)
+            return step + 1, append(buffer, draw(z_BV, key_B, step), z_BV), cache
 
-        return jax.lax.while_loop(more, go_on, (jnp.int32(0), buffer))[1]
+        return jax.lax.while_loop(more, go_on, (jnp.int32(0), buffer, read(params, buffer)))[1]
 
     return generate
 
@@ -155,13 +167,13 @@ def generate(
       seed: a prompt's tokens depend on it, on the prompt's place among all, and on nothing else.
       track: called with the batches, gives them back one by one; a progress bar.
 
-    Raises InputError for an empty prompt.
+    Raises InputError for an empty prompt, and where a model has not learned as many positions.
     """
     if empty := [number for number, prompt in enumerate(prompts) if not len(prompt)]:
         raise InputError(f"prompt {empty[0]} is empty: give it at least one token")
     key = jax.random.key(seed, impl="threefry2x32")
     longest = max((len(prompt) for prompt in prompts), default=0)
-    length = -(-longest // MULTIPLE) * MULTIPLE + max_tokens
+    length = -(-(longest + max_tokens) // MULTIPLE) * MULTIPLE
     found: list[Text] = []
     for start in track(range(0, len(prompts), size)):
         part = prompts[start : start + size]

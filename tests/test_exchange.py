@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -9,14 +10,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from jaxdistill import analysis, cli, data, exchange, rundir
+from jaxdistill import analysis, caching, cli, data, exchange, rundir
 from jaxdistill import run as runner
 from jaxdistill.errors import InputError
+from jaxdistill.losses import methods
 from jaxdistill.models.design import AttentionDesign, Window
 from jaxdistill.models.families import llama
 from jaxdistill.models.huggingface import reading, writing
 from jaxdistill.models.transformer import Transformer
-from jaxdistill.teacher import Online
+from jaxdistill.teacher import Cached, Draws, Online
 
 tokenizers = pytest.importorskip("tokenizers")
 
@@ -95,6 +97,22 @@ def test_it_teaches_a_student_that_uses_its_tokenizer(imported, distilled, tmp_p
     assert result["teacher"] == "mistral" and result["N_T"] == CONFIG.num_params and result["L_T"] is None
     with pytest.raises(InputError, match="was trained with another tokenizer"):
         runner.run(dataclasses.replace(student, data=distilled.data), tmp_path / "bytes", quiet=True)
+
+
+def test_what_it_says_is_cached_and_taught_from_disk(imported, distilled, tmp_path):
+    shutil.copytree(imported, tmp_path / "mistral")  # beside the runs, where a table of them is made
+    tokens = dataclasses.replace(distilled.data, tokenizer=data.HuggingFace(str(imported / "tokenizer")))
+    teacher = Cached(str(tmp_path / "mistral"), Draws(8))
+    student = dataclasses.replace(
+        distilled, data=tokens, teacher=teacher, objective=methods.random_sampling_kd(), steps=4, checkpoint_every=0
+    )
+    caching.build(student.sources["cache"], tmp_path / "cache", quiet=True)
+    assert caching.verify(tmp_path / "cache", quiet=True)["overlap"] > 0.98
+    result = runner.run(student, tmp_path / "student", quiet=True)
+    assert result["teacher"] == "mistral" and result["validation"]["forward_kl"] > 0
+    assert [row["run"] for row in analysis.rows(tmp_path)] == ["student"]
+    assert cli.main(["cache", "info", str(tmp_path / "cache")]) == 0
+    assert cli.main(["run", str(tmp_path / "mistral")]) == 2
 
 
 def test_what_was_imported_is_exported_as_it_came(source, imported, tmp_path):

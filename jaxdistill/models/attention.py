@@ -14,6 +14,7 @@ from jax import Array
 
 from jaxdistill.head import MASKED
 from jaxdistill.models import norms
+from jaxdistill.models.decoding import Past
 from jaxdistill.models.rotary import Angles, rotate
 from jaxdistill.models.weights import add_bias, bias, matrix
 
@@ -28,10 +29,12 @@ class View:
     Attributes:
       mask: True where a query may look, bool [B or 1, 1, L, M].
       angles: of the rotary embedding; None where positions are learned.
+      past: keys and values of tokens before, which M then counts; None where the sequence is all there is.
     """
 
     mask: Array
     angles: Angles | None
+    past: Past | None = None
 
 
 def causal_mask(segment_BL: Array | None, length: int, window: int | None = None) -> Array:
@@ -114,6 +117,8 @@ class Attention(nnx.Module):
         """The attention's output [B, L, D], and what it has of the arrays named in `keep`."""
         q_BLHK, k_BMJK, v_BMJK = self.project(x_BLD, view.angles, shard)
         seen = {"queries": q_BLHK, "keys": k_BMJK, "values": v_BMJK}
+        if view.past is not None:
+            k_BMJK, v_BMJK = view.past.join(k_BMJK, v_BMJK)
         if "attention" in keep:
             seen["attention"] = self.probabilities(q_BLHK, k_BMJK, view.mask)
         if self.config.design.attention.softcap is not None:  # which no fused kernel of JAX computes

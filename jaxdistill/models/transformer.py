@@ -1,8 +1,11 @@
-"""The decoder: a configuration, its parameters as a pure nested dict, and three functions.
+"""The decoder: a configuration, its parameters as a pure nested dict, and its functions.
 
     params       = model.init(key)
     h_BLD, kept  = model.hidden(params, tokens_BL, segment_BL, position_BL, keep=(3, 7))
     head         = model.head(params, h_BLD)          # never [B, L, V] logits
+
+    cache        = model.cache(batch, length)         # token by token: the same layers, which then keep their past
+    h_BLD, cache = model.extend(params, tokens_BL, start_B, cache)
 
 Layers are authored in Flax NNX (`block.Block`) and carried as stacked arrays: `params["layers"]` has the structure of
 one block with a leading dimension N, and `hidden` binds one slice at a time to the module inside a scan. What differs
@@ -27,6 +30,7 @@ from jaxdistill.head import Head
 from jaxdistill.models import norms, rotary, taps
 from jaxdistill.models.attention import Implementation, View, causal_mask
 from jaxdistill.models.block import Block
+from jaxdistill.models.decoding import Cache, Past, slot_mask
 from jaxdistill.models.design import Design, LearnedPositions, Rotary
 from jaxdistill.models.taps import Tap
 
@@ -224,13 +228,11 @@ class Transformer:
         parts = {tap: taps.place(tap, config) for tap in inside}
         if position_BL is None:
             position_BL = jnp.broadcast_to(jnp.arange(L, dtype=jnp.int32), (B, L))
-        views = self._views(segment_BL, position_BL)
+        self._check_length(L)
+        views = self._views(position_BL, functools.partial(causal_mask, segment_BL, L))
 
         def block(names, x_BLD, layer):
-            layer_params, is_local = layer
-            view = views[0] if is_local is None else jax.tree.map(functools.partial(jnp.where, is_local), *views)
-            module = _bind(config, layer_params)
-            return module(x_BLD, view, self.shard, implementation=self.implementation, keep=names)
+            return self._layer(views, x_BLD, *layer, keep=names)
 
         x_BLD = self._embed(params, tokens_BL, position_BL)
         stacked, found = (params["layers"], _is_local(config)), {}
@@ -240,38 +242,95 @@ class Transformer:
             piece = jax.tree.map(lambda p: p[start:stop], stacked)  # noqa: B023
             x_BLD, seen = jax.lax.scan(jax.checkpoint(layer) if self.remat else layer, x_BLD, piece)
             found |= {(taps.OUTPUT, stop - 1): x_BLD} | {(name, start): array[0] for name, array in seen.items()}
-        bias_D = params.get("norm_bias_D")
-        h_BLD = norms.apply(x_BLD, params["norm_D"], bias_D, config.design.norm, config.norm_eps)
         kept = {n: found[place] for n, place in outputs.items()}
-        return h_BLD, kept, {tap: found[place] for tap, place in parts.items()}
+        return self._last_norm(params, x_BLD), kept, {tap: found[place] for tap, place in parts.items()}
+
+    def cache(self, batch: int, length: int) -> Cache:
+        """Room for `length` tokens in each of `batch` rows; InputError where the model has learned fewer positions."""
+        self._check_length(length)
+        config = self.config
+        shape = (config.num_layers, batch, length, config.num_kv_heads, config.head_size)
+        return Cache(*(self.shard(jnp.zeros(shape, self.dtype), "NBMJK") for _ in range(2)))
+
+    def extend(self, params: Params, tokens_BL: Array, start_B: Array, cache: Cache) -> tuple[Array, Cache]:
+        """Hidden states of tokens that follow those in a cache, as `hidden` would give them for the whole text, and the
+        cache with these tokens in it.
+
+        Args:
+          params: as `init` gives them.
+          tokens_BL: int32 ids: whole prompts, or one token a row, or anything between.
+          start_B: int32, the position of a row's first token here. The cache must hold all positions before it, and
+            have room for L from it on. Rows shorter than L are padded behind: nothing reads what the padding leaves
+            in the cache once the text goes on over it.
+          cache: as `cache` or `extend` gave it.
+        """
+        L, slots = tokens_BL.shape[1], cache.k_NBMJK.shape[2]
+        position_BL = start_B[:, None] + jnp.arange(L, dtype=jnp.int32)
+        views = self._views(position_BL, functools.partial(slot_mask, position_BL, slots))
+
+        def block(x_BLD, layer):
+            own, past = layer
+            return self._layer(views, x_BLD, *own, keep=("keys", "values"), past=Past(*past, start_B))
+
+        x_BLD = self._embed(params, tokens_BL, position_BL)
+        stacked = (params["layers"], _is_local(self.config))
+        x_BLD, new = jax.lax.scan(block, x_BLD, (stacked, tuple(cache)))
+        cache = cache.write(new["keys"], new["values"], start_B)
+        return self._last_norm(params, x_BLD), Cache(*(self.shard(kept, "NBMJK") for kept in cache))
+
+    def _layer(
+        self,
+        views: tuple[View, ...],
+        x_BLD: Array,
+        layer_params: Params,
+        is_local: Array | None,
+        *,
+        keep: tuple[str, ...],
+        past: Past | None = None,
+    ) -> tuple[Array, dict[str, Array]]:
+        """One layer on the stream: its output, and what is kept of it."""
+        view = views[0] if is_local is None else jax.tree.map(functools.partial(jnp.where, is_local), *views)
+        view = dataclasses.replace(view, past=past)
+        module = _bind(self.config, layer_params)
+        return module(x_BLD, view, self.shard, implementation=self.implementation, keep=keep)
+
+    def _last_norm(self, params: Params, x_BLD: Array) -> Array:
+        config = self.config
+        return norms.apply(x_BLD, params["norm_D"], params.get("norm_bias_D"), config.design.norm, config.norm_eps)
+
+    def _check_length(self, length: int) -> None:
+        position = self.config.design.position
+        if isinstance(position, LearnedPositions) and (most := position.rows - position.offset) < length:
+            raise InputError(f"{length} positions are more than the {most} that this model has learned: shorten them")
 
     def _embed(self, params: Params, tokens_BL: Array, position_BL: Array) -> Array:
         """The stream that enters the first layer."""
-        design, L = self.config.design, tokens_BL.shape[1]
+        design = self.config.design
         x_BLD = params["embed_VD"].astype(self.dtype)[tokens_BL]
         if design.embed_scale != 1:
             x_BLD = x_BLD * jnp.asarray(design.embed_scale, self.dtype)
         if isinstance(design.position, LearnedPositions):
-            if (most := design.position.rows - design.position.offset) < L:
-                raise InputError(f"{L} positions are more than the {most} that this model has learned: shorten them")
             x_BLD = x_BLD + params["position_PD"].astype(self.dtype)[position_BL + design.position.offset]
         return self.shard(x_BLD, "BLD")
 
-    def _views(self, segment_BL: Array | None, position_BL: Array) -> tuple[View, ...]:
-        """What attention sees: one view for all layers, or that of layers with a window and that of the others."""
-        config, L = self.config, position_BL.shape[1]
+    def _views(self, position_BL: Array, mask: Callable[[int | None], Array]) -> tuple[View, ...]:
+        """What attention sees: one view for all layers, or that of layers with a window and that of the others.
+
+        `mask` is called with the size of the window, or None.
+        """
+        config = self.config
         position, window = config.design.position, config.design.attention.window
         everywhere = window is not None and window.layers is None
         kinds = (True,) if everywhere else (False,) if window is None else (True, False)
 
         def view(is_local: bool) -> View:
-            mask = causal_mask(segment_BL, L, window.size if window is not None and is_local else None)
+            own_mask = mask(window.size if window is not None and is_local else None)
             if not isinstance(position, Rotary):
-                return View(mask, None)
+                return View(own_mask, None)
             base, scaling = config.rope_base, position.scaling
             if is_local and position.local_base is not None:
                 base, scaling = position.local_base, None
-            return View(mask, rotary.angles(position_BL, config.rotary_size, base, scaling))
+            return View(own_mask, rotary.angles(position_BL, config.rotary_size, base, scaling))
 
         return tuple(view(is_local) for is_local in kinds)
 
