@@ -27,6 +27,7 @@ from jaxdistill.cache.recipe import Recipe
 from jaxdistill.cache.store import Store
 from jaxdistill.caching.forward import Teacher, ahead
 from jaxdistill.caching.plan import Plan, plan
+from jaxdistill.data.storage import content_key
 from jaxdistill.errors import InputError
 
 
@@ -79,25 +80,39 @@ def _build(
     own = [shard for shard in store.shards if shard % part[1] == part[0]]
     todo = [shard for shard in own if not _is_whole(store, shard)]
     began = time.monotonic()
-    rundir.write_json(
-        directory / PLAN, {"shards": len(store.shards), "rows": store.rows, "shard_rows": store.shard_rows}
-    )
     if todo:
         rundir.write_json(directory / "env.json", rundir.environment())
         dataset.tokenizer.save(directory / "tokenizer")
         local = None if part[1] == 1 else jax.local_devices()
         teacher = Teacher(recipe, dataset, planned.layout, source, batch, local)
-        rundir.write_json(directory / TEACHER_FILE, _teacher_facts(source, teacher.params))
+        _begin(directory, planned, dataset, _teacher_facts(source, teacher.params))
         _announce(planned, todo, teacher, directory, quiet)
         _write_shards(planned, todo, teacher, quiet)
     if all(map(store.is_committed, store.shards)):
-        teacher = rundir.read_json(directory / TEACHER_FILE)
+        teacher = rundir.read_json(directory / PLAN)["teacher"]
         rundir.write_json(directory / rundir.RESULT, manifest(recipe, planned, dataset, teacher))
     elif not quiet:
         print(f"part {part[0]} of {part[1]} is done in {time.monotonic() - began:.0f} s; other parts are not yet")
 
 
-TEACHER_FILE, PLAN = "teacher.json", "plan.json"
+PLAN = "plan.json"
+
+
+def _begin(directory: Path, planned: Plan, dataset: data.Dataset, teacher: dict[str, Any]) -> None:
+    """Write down what the shards are made of, or refuse to add to those that were made of something else."""
+    now = {
+        "shards": len(planned.store.shards),
+        "teacher": teacher,
+        "tokenizer": dataset.tokenizer.fingerprint,
+        "data": content_key(dataset.manifest),
+    }
+    before = rundir.read_json(directory / PLAN) if (directory / PLAN).is_file() else now
+    if changed := [what for what in now if before.get(what) != now[what]]:
+        raise InputError(
+            f"the {changed[0]} has changed since the building of {directory} began, and a cache is of one: delete it, "
+            "or choose another --out"
+        )
+    rundir.write_json(directory / PLAN, now)
 
 
 def progress(directory: Path) -> float:
@@ -123,8 +138,8 @@ def _announce(planned: Plan, todo: list[int], teacher: Teacher, directory: Path,
     split, windows = next(planned.pieces(range(store.rows), teacher.batch))
     columns = teacher.start(split, windows).columns()
     with tempfile.TemporaryDirectory() as scratch:
-        trial = dataclasses.replace(store, directory=Path(scratch), rows=len(windows), shard_rows=1 << 30)
-        trial = dataclasses.replace(trial, shard_rows=1 << (len(windows) - 1).bit_length())
+        size = 1 << (len(windows) - 1).bit_length()
+        trial = dataclasses.replace(store, directory=Path(scratch), rows=len(windows), shard_rows=size)
         trial.write(0, columns)
         a_row = sum(record["bytes"] for record in trial.check_shard(0)["files"].values()) / len(windows)
     expected, free = a_row * store.rows, shutil.disk_usage(directory).free

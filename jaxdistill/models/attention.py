@@ -5,6 +5,7 @@ Matmuls run in the dtype of their input; rotations and the softmax are computed 
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 import jax
@@ -18,7 +19,12 @@ from jaxdistill.models.decoding import Past
 from jaxdistill.models.rotary import Angles, rotate
 from jaxdistill.models.weights import add_bias, bias, matrix
 
-Implementation = Literal["xla", "cudnn"] | None
+Implementation = Literal["blocks", "xla", "cudnn"] | None
+"""Who mixes the values: `attend` here, or JAX's own; None takes the platform's default."""
+
+DEFAULT: Mapping[str, Implementation] = {"cpu": "blocks"}  # by benchmarks/huggingface_forward.py; elsewhere JAX chooses
+
+BLOCK, BLOCKS = 64, 8  # queries of a block at least, and blocks at most: few enough to write out for any length
 
 
 @jax.tree_util.register_dataclass
@@ -50,22 +56,57 @@ def causal_mask(segment_BL: Array | None, length: int, window: int | None = None
     return mask_LM[None, None] & (segment_BL[:, None, :, None] == segment_BL[:, None, None, :])
 
 
-def probabilities(q_BLHK: Array, k_BMJK: Array, mask: Array, scale: float, softcap: float | None) -> Array:
-    """softmax over M of softcap(scale q . k), fp32 [B, H, L, M]: the definition, which forms every score."""
-    B, L, H, K = q_BLHK.shape
-    grouped = q_BLHK.reshape(B, L, k_BMJK.shape[2], -1, K)
-    scores = scale * jnp.einsum("bljgk,bmjk->bjglm", grouped, k_BMJK, preferred_element_type=jnp.float32)
-    scores_BHLM = scores.reshape(B, H, L, -1)
+def scores(q_BLHK: Array, k_BMJK: Array, mask: Array, scale: float, softcap: float | None) -> Array:
+    """softcap(scale q . k) where the mask is True, `MASKED` elsewhere; fp32 [B, J, L, H/J, M].
+
+    The query heads that share keys are rows of one matrix, so that keys are never repeated.
+    """
+    (B, L, H, K), J = q_BLHK.shape, k_BMJK.shape[2]
+    rows = q_BLHK.reshape(B, L, J, -1).swapaxes(1, 2).reshape(B, J, -1, K)
+    product = jnp.einsum("bjrk,bjmk->bjrm", rows, k_BMJK.swapaxes(1, 2), preferred_element_type=jnp.float32)
+    found = scale * product.reshape(B, J, L, H // J, -1)
     if softcap is not None:
-        scores_BHLM = softcap * jnp.tanh(scores_BHLM / softcap)
-    return jax.nn.softmax(jnp.where(mask, scores_BHLM, MASKED), axis=-1)
+        found = softcap * jnp.tanh(found / softcap)
+    return jnp.where(mask[:, :, :, None], found, MASKED)
 
 
-def mix(p_BHLM: Array, v_BMJK: Array) -> Array:
-    """The values under the probabilities, [B, L, H, K] in the dtype of the values."""
-    (B, H, L, M), J = p_BHLM.shape, v_BMJK.shape[2]
-    grouped = p_BHLM.reshape(B, J, H // J, L, M).astype(v_BMJK.dtype)
-    return jnp.einsum("bjglm,bmjk->bljgk", grouped, v_BMJK).reshape(B, L, H, -1)
+def probabilities(q_BLHK: Array, k_BMJK: Array, mask: Array, scale: float, softcap: float | None) -> Array:
+    """softmax over M of the scores, fp32 [B, H, L, M]: where each query looks, all of it in memory."""
+    B, L, H, _ = q_BLHK.shape
+    p = jax.nn.softmax(scores(q_BLHK, k_BMJK, mask, scale, softcap), axis=-1)
+    return p.swapaxes(2, 3).reshape(B, H, L, -1)
+
+
+def attend(
+    q_BLHK: Array, k_BMJK: Array, v_BMJK: Array, mask: Array, scale: float, softcap: float | None = None
+) -> Array:
+    """The values under the probabilities, [B, L, H, K] in their dtype, by blocks of queries.
+
+    The L queries belong to the last of M positions at most: query i sees no key after M - L + i, whatever the mask says.
+    So a block reads the keys up to its end and no others, which at L = M leaves out nearly half of the work.
+    """
+    L, M = q_BLHK.shape[1], k_BMJK.shape[1]
+    size = max(BLOCK, math.ceil(L / BLOCKS))
+    blocks = []
+    for start in range(0, L, size):
+        stop = min(start + size, L)
+        seen = M - L + stop
+        part = q_BLHK[:, start:stop], k_BMJK[:, :seen], v_BMJK[:, :seen], mask[:, :, start:stop, :seen]
+        blocks.append(_attend_block(*part, scale, softcap))
+    return jnp.concatenate(blocks, axis=1)
+
+
+def _attend_block(q_BLHK, k_BMJK, v_BMJK, mask, scale, softcap) -> Array:
+    """The values under the probabilities, which are divided by their sum only after the product: K numbers, not M."""
+    B, L, H, K = q_BLHK.shape
+    masked = scores(q_BLHK, k_BMJK, mask, scale, softcap)
+    # the largest score cancels in the ratio: nothing flows back through it
+    weights = jnp.exp(masked - jax.lax.stop_gradient(masked.max(axis=-1, keepdims=True)))
+    v_BJMK = v_BMJK.swapaxes(1, 2)
+    rows = weights.astype(v_BJMK.dtype).reshape(*v_BJMK.shape[:2], -1, v_BJMK.shape[2])
+    product = jnp.einsum("bjrm,bjmk->bjrk", rows, v_BJMK, preferred_element_type=jnp.float32)
+    mixed = product.reshape(*weights.shape[:-1], K) / weights.sum(axis=-1, keepdims=True)
+    return mixed.reshape(*v_BJMK.shape[:2], L, -1).swapaxes(1, 2).reshape(B, L, H, K).astype(v_BMJK.dtype)
 
 
 class Attention(nnx.Module):
@@ -111,6 +152,18 @@ class Attention(nnx.Module):
         """Where each query looks, fp32 [B, H, L, M]."""
         return probabilities(q_BLHK, k_BMJK, mask, self.scale, self.config.design.attention.softcap)
 
+    def _mix(self, q_BLHK: Array, k_BMJK: Array, v_BMJK: Array, mask: Array, implementation: Implementation) -> Array:
+        """The values under the probabilities, [B, L, H, K]."""
+        softcap, implementation = (
+            self.config.design.attention.softcap,
+            implementation or DEFAULT.get(jax.default_backend()),
+        )
+        if softcap is not None or implementation == "blocks":  # no fused kernel of JAX computes a soft-cap
+            return attend(q_BLHK, k_BMJK, v_BMJK, mask, self.scale, softcap)
+        return jax.nn.dot_product_attention(
+            q_BLHK, k_BMJK, v_BMJK, mask=mask, scale=self.scale, implementation=implementation
+        )
+
     def __call__(
         self, x_BLD: Array, view: View, shard, *, implementation: Implementation = None, keep: tuple[str, ...] = ()
     ) -> tuple[Array, dict[str, Array]]:
@@ -121,11 +174,6 @@ class Attention(nnx.Module):
             k_BMJK, v_BMJK = view.past.join(k_BMJK, v_BMJK)
         if "attention" in keep:
             seen["attention"] = self.probabilities(q_BLHK, k_BMJK, view.mask)
-        if self.config.design.attention.softcap is not None:  # which no fused kernel of JAX computes
-            mixed_BLHK = mix(self.probabilities(q_BLHK, k_BMJK, view.mask), v_BMJK)
-        else:
-            mixed_BLHK = jax.nn.dot_product_attention(
-                q_BLHK, k_BMJK, v_BMJK, mask=view.mask, scale=self.scale, implementation=implementation
-            )
+        mixed_BLHK = self._mix(q_BLHK, k_BMJK, v_BMJK, view.mask, implementation)
         out_BLD = jnp.einsum("blhk,hkd->bld", mixed_BLHK, self.o_HKD[...].astype(x_BLD.dtype))
         return add_bias(out_BLD, self, "o_bias_D"), seen

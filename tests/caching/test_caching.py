@@ -277,6 +277,19 @@ def test_a_teacher_that_was_trained_anew_is_refused(harmed, tiny, student):
         run(reader, harmed.parent / "student", quiet=True)
 
 
+@pytest.mark.parametrize("what", ["teacher", "data"])
+def test_shards_of_another_teacher_or_text_are_not_added_to(harmed, what):
+    (harmed / "result.json").unlink()
+    (harmed / "commits" / "000000.json").unlink()
+    planned = rundir.read_json(harmed / "plan.json")
+    rundir.write_json(harmed / "plan.json", planned | {what: {"weights": "0"} if what == "teacher" else "0"})
+    with pytest.raises(InputError, match=f"the {what} has changed since the building of .* began"):
+        caching.build(rundir.read_config(harmed), harmed, quiet=True)
+    assert not (harmed / "commits" / "000000.json").exists()
+    rundir.write_json(harmed / "plan.json", planned)
+    caching.build(rundir.read_config(harmed), harmed, quiet=True)
+
+
 def test_a_student_of_a_cache_learns_and_knows_its_distance_from_the_teacher(root, student):
     """The KL that draws tell is that of the whole distribution, up to chance."""
     cached = run(student(Draws(12)), root / "student", quiet=True)
