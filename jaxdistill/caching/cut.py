@@ -13,6 +13,7 @@ from jaxdistill.cache.recipe import Recipe
 from jaxdistill.cache.samplers import Top
 from jaxdistill.caching.build import PLAN, manifest, most
 from jaxdistill.caching.plan import Plan, plan
+from jaxdistill.data.progress import status
 from jaxdistill.errors import InputError
 
 
@@ -47,9 +48,9 @@ def cut(
     dataset = data.prepare(recipe.data, cache, quiet)
     source, target = plan(recipe, dataset, directory), plan(smaller, dataset, out)
     rows = _rows(source, target, directory)
-    with rundir.lock(out):
+    with rundir.lock(out), status(f"writing {len(target.store.shards)} shards", quiet):
         rundir.prepare(out, smaller)
-        for shard in target.store.shards:
+        for shard in target.store.shards if not rundir.is_finished(out) else ():
             columns = _columns(kept, target.layout, rows[target.store.shard(shard)])
             target.store.write(shard, columns, entries=most(columns))
         dataset.tokenizer.save(out / "tokenizer")

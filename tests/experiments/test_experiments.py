@@ -3,6 +3,7 @@
 A changed default shows up here as a difference in every run that it touches; `pytest --update-golden` accepts it.
 """
 
+import csv
 import dataclasses
 import math
 import pathlib
@@ -133,3 +134,24 @@ def test_nothing_in_the_compiled_step_has_the_size_of_all_logits(file):
     logits = experiment.batch * experiment.data.length * experiment.model.vocab_size
     assert largest_buffers(experiment, implementation="reference") >= logits  # so the search can find one
     assert largest_buffers(experiment) <= logits / 2
+
+
+def test_the_report_of_sparse_kd_has_every_run_in_its_table_page_and_figure(tmp_path):
+    """From the committed results: what takes minutes to measure is not measured again here."""
+    experiment = load_module(ROOT / "experiments" / "sparse_kd.py")
+    with open(ROOT / "experiments" / "results" / "sparse_kd.csv") as file:
+        rows = [
+            {name: value if name == "run" else float(value) for name, value in row.items() if value}
+            for row in csv.DictReader(file)
+        ]
+    assert {row["run"] for row in rows} == experiment.sweep().keys() - {"teacher"}
+    table, figure, page = experiment.write(rows, tmp_path)
+    with open(table) as file:
+        assert [row["run"] for row in csv.DictReader(file)] == [row["run"] for row in rows]
+    assert all(f">{row['run']}<" in page.read_text() for row in rows) and figure.read_text().lstrip().startswith(
+        "<?xml"
+    )
+    by_name = {row["run"]: row for row in rows}  # the published order, where it is larger than what a seed does
+    ce, full = (max(by_name[f"{end}-{seed}"]["loss"] for seed in experiment.SEEDS) for end in ("ce", "full"))
+    assert by_name["top3-renormalised"]["loss"] > by_name["top12-renormalised"]["loss"] > ce
+    assert full < by_name["draws50-0"]["loss"] < by_name["top50-renormalised"]["loss"] < ce

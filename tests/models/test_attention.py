@@ -1,11 +1,17 @@
-"""Attention with a soft-cap, which is our own code, and masks."""
+"""Attention in blocks of queries, soft-caps and masks; the oracle is the definition in float64 NumPy."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 
 from jaxdistill.models import attention
+from jaxdistill.models.transformer import Config, Transformer
+
+BLOCKS_OF = (7, 64, 150, 530)  # lengths: less than a block, one, three of which the last is short, eight larger ones
 
 
 def random_qkv(H=4, J=2, L=7, K=6):
@@ -13,14 +19,108 @@ def random_qkv(H=4, J=2, L=7, K=6):
     return [jnp.asarray(rng.normal(size=(2, L, heads, K)), jnp.float32) for heads in (H, J, J)]
 
 
-@pytest.mark.parametrize(("H", "J"), [(4, 4), (4, 2), (4, 1)])
-def test_without_a_softcap_it_is_the_attention_of_jax(H, J):
-    q, k, v = random_qkv(H, J)
-    segment_BL = jnp.asarray([[1, 1, 1, 2, 2, 2, 0], [1] * 7])
-    mask = attention.causal_mask(segment_BL, 7, window=3)
-    ours = attention.mix(attention.probabilities(q, k, mask, 0.3, None), v)
-    expected = jax.nn.dot_product_attention(q, k, v, mask=mask, scale=0.3, implementation="xla")
-    np.testing.assert_allclose(ours, expected, rtol=0, atol=8 * 2.0**-24 * np.abs(expected).max() * 7)
+def definition(q, k, v, mask, scale, softcap=None):
+    """softmax(softcap(scale q . k)) v and the bound on what fp32 may make of it."""
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    repeats = q.shape[2] // k.shape[2]
+    k, v = np.repeat(k, repeats, axis=2), np.repeat(v, repeats, axis=2)
+    z = scale * np.einsum("blhk,bmhk->bhlm", q, k)
+    largest = scale * np.einsum("blhk,bmhk->bhlm", np.abs(q), np.abs(k)).max()
+    if softcap is not None:
+        z = softcap * np.tanh(z / softcap)
+    p = scipy.special.softmax(np.where(np.asarray(mask), z, -np.inf), axis=-1)
+    # a score is off by K roundings, which enter the ratio twice; the two sums over M add M roundings each
+    bound = 2.0**-24 * (2 * (q.shape[-1] + 4) * largest + 2 * k.shape[1] + 8) * np.abs(v).max()
+    return np.einsum("bhlm,bmhk->blhk", p, v), bound
+
+
+@pytest.mark.parametrize("L", BLOCKS_OF)
+@pytest.mark.parametrize("softcap", [None, 0.7])
+def test_blocks_of_queries_give_the_definition_for_any_length(L, softcap):
+    q, k, v = random_qkv(L=L)
+    mask = attention.causal_mask(None, L)
+    expected, bound = definition(q, k, v, mask, 0.3, softcap)
+    np.testing.assert_allclose(attention.attend(q, k, v, mask, 0.3, softcap), expected, rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize(("H", "J"), [(4, 4), (4, 2), (6, 2), (4, 1)])
+def test_heads_share_keys_in_groups_of_neighbours(H, J):
+    q, k, v = random_qkv(H, J, L=70)
+    mask = attention.causal_mask(None, 70)
+    expected, bound = definition(q, k, v, mask, 0.3)
+    np.testing.assert_allclose(attention.attend(q, k, v, mask, 0.3), expected, rtol=0, atol=bound)
+
+
+def test_blocks_keep_to_windows_and_segments():
+    q, k, v = random_qkv(L=150)
+    segment_BL = jnp.asarray(np.sort(np.random.default_rng(1).integers(5, size=(2, 150))))
+    mask = attention.causal_mask(segment_BL, 150, window=9)
+    expected, bound = definition(q, k, v, mask, 0.3)
+    np.testing.assert_allclose(attention.attend(q, k, v, mask, 0.3), expected, rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize("last", [1, 5, 80])
+def test_the_last_queries_alone_get_what_they_get_among_all(last):
+    q, k, v = random_qkv(L=150)
+    mask = attention.causal_mask(None, 150)
+    expected, bound = definition(q, k, v, mask, 0.3)
+    alone = attention.attend(q[:, -last:], k, v, mask[:, :, -last:], 0.3)
+    np.testing.assert_allclose(alone, expected[:, -last:], rtol=0, atol=bound)
+
+
+def test_a_block_does_not_read_the_keys_behind_it():
+    q, k, v = random_qkv(L=150)
+    end, mask = attention.BLOCK, attention.causal_mask(None, 150)
+    spoilt = attention.attend(q, k.at[:, end:].set(np.nan), v.at[:, end:].set(np.nan), mask, 0.3)
+    assert np.isfinite(spoilt[:, :end]).all() and np.isnan(spoilt[:, end:]).all()
+
+
+@pytest.mark.parametrize("softcap", [None, 0.7])
+def test_blocks_have_the_gradient_of_the_definition(softcap):
+    q, k, v = (np.asarray(x, np.float64) for x in random_qkv(L=70))
+    mask, rng = attention.causal_mask(None, 70), np.random.default_rng(2)
+    w, directions = rng.normal(size=q.shape), [rng.normal(size=x.shape) for x in (q, k, v)]
+
+    def loss(q, k, v):
+        return (attention.attend(q, k, v, mask, 0.3, softcap) * w).sum()
+
+    found = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(*(jnp.asarray(x, jnp.float32) for x in (q, k, v)))
+    for i, (gradient, direction) in enumerate(zip(found, directions, strict=True)):
+        there, back = (
+            (
+                definition(*(x + step * direction * (j == i) for j, x in enumerate((q, k, v))), mask, 0.3, softcap)[0]
+                * w
+            ).sum()
+            for step in (1e-5, -1e-5)
+        )
+        terms = np.asarray(gradient, np.float64) * direction
+        # central differences are exact to 1e-10 here; fp32 rounds each of the sum's terms, which are sums over M
+        np.testing.assert_allclose(terms.sum(), (there - back) / 2e-5, rtol=0, atol=70 * 2.0**-24 * np.abs(terms).sum())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_all_implementations_of_a_model_agree_and_the_default_of_a_cpu_is_blocks(dtype):
+    config = Config(vocab_size=50, num_layers=2, width=32, num_heads=4, num_kv_heads=2, head_size=8, mlp_width=48)
+    model = Transformer(config, dtype=dtype)
+    params, tokens_BL = model.init(jax.random.key(0)), jax.random.randint(jax.random.key(1), (2, 70), 0, 50)
+    h = {
+        name: np.asarray(dataclasses.replace(model, implementation=name).hidden(params, tokens_BL)[0], np.float64)
+        for name in (None, "blocks", "xla")
+    }
+    np.testing.assert_array_equal(h[None], h["blocks"])
+    assert np.abs(h["blocks"] - h["xla"]).max() <= 70 * jnp.finfo(dtype).eps / 2 * np.abs(h["xla"]).max()
+    assert np.any(h["blocks"] != h["xla"])
+
+
+@pytest.mark.parametrize("softcap", [None, 0.7])
+def test_the_probabilities_are_those_that_mix_the_values(softcap):
+    q, k, v = random_qkv(L=70)
+    mask = attention.causal_mask(None, 70, window=30)
+    p_BHLM = np.asarray(attention.probabilities(q, k, mask, 0.3, softcap), np.float64)
+    expected, bound = definition(q, k, v, mask, 0.3, softcap)
+    np.testing.assert_allclose(p_BHLM.sum(axis=-1), 1, rtol=0, atol=70 * 2.0**-24)
+    mixed = np.einsum("bhlm,bmhk->blhk", p_BHLM, np.repeat(np.asarray(v, np.float64), 2, axis=2))
+    np.testing.assert_allclose(mixed, expected, rtol=0, atol=bound)
 
 
 def test_a_softcap_bounds_every_score():
