@@ -116,7 +116,9 @@ def load_module(path: str | Path) -> types.ModuleType:
 def load_function(path: str | Path, name: str) -> Callable:
     """The function `name` of an experiment file; InputError where there is none."""
     if not callable(function := getattr(load_module(path), name, None)):
-        raise InputError(f"{path} has no {name}(); an experiment file defines config() and, to sweep, sweep()")
+        raise InputError(
+            f"{path} has no {name}(); a file has config() and, where there are many runs, sweep() and report()"
+        )
     return function
 
 

@@ -42,6 +42,27 @@ def test_every_verb_has_help_with_an_example(capsys, verb):
     assert f"example: jaxdistill {verb} " in out
 
 
+@pytest.mark.parametrize("verb", ["build", "verify", "info", "slice", "import"])
+def test_every_verb_of_a_cache_has_help_with_an_example(capsys, verb):
+    status, out, _ = jaxdistill(capsys, "cache", verb, "--help")
+    assert status == 0
+    assert f"example: jaxdistill cache {verb} " in out
+
+
+def test_what_is_no_cache_and_what_has_none_to_build(capsys, tmp_path, tiny):
+    for verb in ("info", "verify"):
+        status, _, error = jaxdistill(capsys, "cache", verb, tmp_path)
+        assert_one_sentence(status, error, "is not the directory of a finished run")
+    status, _, error = jaxdistill(capsys, "cache", "build", tiny)
+    assert_one_sentence(status, error, "has no cache to build", "Cached(...)")
+    status, _, error = jaxdistill(capsys, "cache", "build", tiny, "--part", "4/4")
+    assert status == 2
+    status, _, error = jaxdistill(capsys, "report", tiny)
+    assert_one_sentence(status, error, "has no report()")
+    status, _, error = jaxdistill(capsys, "report", "experiments/sparse_kd.py", tmp_path / "none")
+    assert_one_sentence(status, error, "there is no sweep in", "jaxdistill sweep")
+
+
 def test_a_missing_experiment_file(capsys, tmp_path):
     status, _, error = jaxdistill(capsys, "run", tmp_path / "none.py")
     assert_one_sentence(status, error, "there is no experiment file", "none.py")
