@@ -54,7 +54,7 @@ VOCABULARY = 100_000
 WINDOWS, AT_ONCE = 128, 8
 PAPER_ROUNDS, PAPER_IDS = 50, 12.1
 SIZES = (12, 32, 64, 128)
-RESOLUTIONS = (1 / 512, 1 / 64, 1 / 8)
+RESOLUTIONS = (1 / 64, 1 / 8)
 KEPT = {
     f"RS-KD, {PAPER_ROUNDS} rounds": Draws(PAPER_ROUNDS),
     f"systematic, {PAPER_ROUNDS} rounds": Draws(PAPER_ROUNDS, "systematic"),

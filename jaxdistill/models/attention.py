@@ -82,8 +82,8 @@ def attend(
 ) -> Array:
     """The values under the probabilities, [B, L, H, K] in their dtype, by blocks of queries.
 
-    Causal by construction: query i sees no key after M - L + i, whatever the mask says, for L queries are L positions in
-    a row among those of the M keys. So a block reads the keys up to its end, which at L = M is little over half of them.
+    Causal by construction: the L queries are neighbours among the M positions of the keys, so that query i sees no key
+    after M - L + i, whatever the mask says. A block reads the keys up to its end: at L = M, little over half of them.
     """
     L, M = q_BLHK.shape[1], k_BMJK.shape[1]
     size = max(BLOCK, math.ceil(L / BLOCKS))

@@ -156,8 +156,9 @@ class Transformer:
       dtype: of activations and matmul inputs; parameters are kept in fp32 and cast where they are used.
       shard: called as shard(x, "BLD") on every activation worth placing; the identity runs on one device.
       remat: recompute each layer in the backward pass instead of keeping its activations.
-      implementation: of attention, as in `jax.nn.dot_product_attention`: "cudnn" is fused and wants bfloat16 on an
-        NVIDIA GPU; None leaves the choice to JAX. Models with a soft-cap on their scores have one way only.
+      implementation: of attention: "blocks" is ours and the default on CPUs; "xla" and "cudnn" as in
+        `jax.nn.dot_product_attention`, of which "cudnn" is fused and wants bfloat16 on an NVIDIA GPU. None takes the
+        platform's default. Models with a soft-cap on their scores have "blocks" only.
     """
 
     config: Config
