@@ -12,6 +12,7 @@ and small integers lose their empty bytes and bits to the compressor of `store`.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -185,7 +186,8 @@ class Levels:
     def pack(self, target: Any, uniform_BL: Any) -> dict[str, Array]:
         """On the device: number_BL, the ids and the differences of their levels as [B, L, S], int32.
 
-        `uniform_BL`, in [0, 1), decides which way weights are rounded.
+        `uniform_BL`, in [0, 1), decides which way weights are rounded. A token with a weight above exp(LARGEST) gets
+        the number 0, which no token may have.
         """
         if isinstance(target, TopK):
             level_BLS = jnp.round(-target.logp_BLS / self.resolution).astype(jnp.int32)
@@ -195,7 +197,8 @@ class Levels:
             id_BLS, weight_BLS = (
                 jnp.take_along_axis(x, order_BLS, axis=-1) for x in (target.id_BLS, target.weight_BLS)
             )
-            held_BLS = weight_BLS > 0
+            fits_BL = jnp.all(weight_BLS <= math.exp(LARGEST), axis=-1)
+            held_BLS = (weight_BLS > 0) & fits_BL[..., None]
             level_BLS = random_levels(jnp.where(held_BLS, weight_BLS, 1), uniform_BL[..., None], self.resolution)
         level_BLS = jnp.clip(level_BLS, 0, TOP_LEVEL)
         return {

@@ -91,8 +91,8 @@ class Adopted:
 
 
 def _check_resolution(resolution: float) -> None:
-    if not 0 < resolution <= 1:
-        raise InputError(f"resolution is {resolution} nats; it must be above 0 and at most 1")
+    if not 1 / 512 <= resolution <= 1:
+        raise InputError(f"resolution is {resolution} nats; it must be from 1/512 to 1: 16 bits then reach 128 nats")
 
 
 def is_cache(directory: Path) -> bool:

@@ -90,7 +90,10 @@ class Spoken:
         packed = {name: np.asarray(x)[: len(self.key)] for name, x in self.packed.items()}
         is_empty = "number_BL" in packed and packed["number_BL"].min(initial=1) == 0
         if is_empty or not np.isfinite(packed["teacher_lse_BL"]).all():
-            raise InputError("the teacher's logits are not finite for some token: nothing can be kept of it")
+            raise InputError(
+                "nothing can be kept of some token: its logits are not finite, or one of its draws weighs more than "
+                "exp(16), as with an exponent far from 1"
+            )
         return codec.to_columns(packed, columns_of(self.layout)) | {"key": self.key}
 
 

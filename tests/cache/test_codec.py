@@ -102,6 +102,16 @@ def test_weights_are_right_in_expectation_though_they_lie_on_a_grid(weight, reso
     assert abs(mean / weight - 1) < 32 * 2.0**-24 + resolution * 2.0**-16
 
 
+def test_a_weight_that_no_level_reaches_empties_its_token_which_a_build_refuses():
+    weight_BLS = np.full((B, L, 3), 0.3, np.float32)
+    weight_BLS[1, 5, 2] = 1e7
+    id_BLS = np.broadcast_to(np.arange(3, dtype=np.int32), (B, L, 3))
+    layout = codec.layout(Draws(3, exponent=2.0), V, L, 1 / 64)
+    packed = layout.pack(Sampled(np.zeros((B, L), np.int32), id_BLS, weight_BLS), np.zeros((B, L), np.float32))
+    number_BL = np.asarray(packed["number_BL"])
+    assert number_BL[1, 5] == 0 and (np.delete(number_BL.ravel(), L + 5) == 3).all()
+
+
 def test_a_sample_with_weights_comes_back_by_weight_and_without_bias():
     generator = np.random.default_rng(5)
     weight_BLS = np.sort(generator.random((B, L, 12)).astype(np.float32) + 1e-3)
