@@ -18,7 +18,7 @@ from typing import Any, Literal
 from jaxdistill.config import EXPERIMENT_MODULE
 from jaxdistill.data import Tokens
 from jaxdistill.errors import InputError
-from jaxdistill.losses.objective import Term
+from jaxdistill.losses.objective import Objective, Term
 from jaxdistill.models.transformer import Config
 from jaxdistill.optim import AdamW
 from jaxdistill.parallel.mesh import Mesh
@@ -80,6 +80,10 @@ class Experiment:
                     f"objective.{name} takes its coefficient from a controller {term.coef!r}, which is not among "
                     f"controllers ({', '.join(map(repr, self.controllers)) or 'none'})"
                 )
+        if isinstance(self.teacher, Cached) and (wanted := Objective.of(self.objective).layers()[1]):
+            raise InputError(
+                f"the objective looks at layer {wanted[0]} of the teacher, and a cache holds none: use teacher=Online"
+            )
         if self.dtype not in ("float32", "bfloat16"):
             raise InputError(f"dtype is {self.dtype!r}; it is 'float32' or 'bfloat16'")
 

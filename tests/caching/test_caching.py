@@ -23,9 +23,11 @@ from jaxdistill.errors import InputError
 from jaxdistill.experiment import load_module
 from jaxdistill.losses import methods
 from jaxdistill.losses.forward_kl import ForwardKL
+from jaxdistill.losses.hidden import Layers
 from jaxdistill.losses.linear_heads import Sharding
 from jaxdistill.losses.objective import Term
 from jaxdistill.losses.reverse_kl import ReverseKL
+from jaxdistill.losses.states import CosineDistance
 from jaxdistill.losses.targets import Dense
 from jaxdistill.run import run
 from jaxdistill.teacher import Cached, Online
@@ -362,6 +364,9 @@ def test_a_sweep_trains_the_teacher_once_builds_each_cache_once_and_then_the_stu
 
 
 def test_dense_losses_and_hidden_states_are_refused_in_words_with_a_cache(student, root):
+    states = {"states": Term(Layers(CosineDistance(), pairs=((0, 1),)))}
+    with pytest.raises(InputError, match="looks at layer 1 of the teacher, and a cache holds none"):
+        dataclasses.replace(student(Draws(12)), objective=states)
     dense = dataclasses.replace(student(Draws(12)), objective={"kl": Term(ForwardKL())})
     with pytest.raises(InputError, match="whole distribution"):
         run(dense, root / "dense", quiet=True)
