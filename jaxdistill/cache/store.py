@@ -68,6 +68,10 @@ class Store:
     def is_committed(self, number: int) -> bool:
         return self._commit(number).is_file()
 
+    def is_whole(self, number: int) -> bool:
+        """Whether a shard need not be made; one that was committed and is not whole any more is an InputError."""
+        return self.is_committed(number) and bool(self.check_shard(number))
+
     def check(self) -> dict[int, dict[str, Any]]:
         """What the commits of all shards say, each held against the names and sizes of its files.
 

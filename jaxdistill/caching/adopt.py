@@ -181,7 +181,7 @@ def _write_shards(planned: Plan, windows: Padded, found: Iterator[Entries], quie
     shown = TextColumn("importing"), BarColumn(), MofNCompleteColumn(), TextColumn("shards"), TimeRemainingColumn()
     with Progress(*shown, disable=quiet, console=Console(stderr=True)) as bar:
         for shard in bar.track(store.shards):
-            is_there = store.is_committed(shard) and bool(store.check_shard(shard))
+            is_there = store.is_whole(shard)
             rows, parts = store.shard(shard), []
             for start in range(rows.start, rows.stop, size):
                 piece = np.arange(start, min(start + size, rows.stop))

@@ -24,7 +24,6 @@ from jaxdistill import data, frozen, rundir
 from jaxdistill.cache import codec
 from jaxdistill.cache.reader import VERSION
 from jaxdistill.cache.recipe import Recipe
-from jaxdistill.cache.store import Store
 from jaxdistill.caching.forward import Teacher, ahead
 from jaxdistill.caching.plan import Plan, plan
 from jaxdistill.data.storage import content_key
@@ -78,7 +77,7 @@ def _build(
     planned = plan(recipe, dataset, directory)
     store = planned.store
     own = [shard for shard in store.shards if shard % part[1] == part[0]]
-    todo = [shard for shard in own if not _is_whole(store, shard)]
+    todo = [shard for shard in own if not store.is_whole(shard)]
     began = time.monotonic()
     if todo:
         rundir.write_json(directory / "env.json", rundir.environment())
@@ -125,11 +124,6 @@ def progress(directory: Path) -> float:
 def _teacher_facts(directory: Path, params: Any) -> dict[str, Any]:
     identity = rundir.read_result(directory)["identity"]
     return {"identity": identity, "weights": frozen.fingerprint(params), "facts": frozen.facts(directory)}
-
-
-def _is_whole(store: Store, shard: int) -> bool:
-    """Whether a shard need not be made; one that was committed and is not whole any more is refused."""
-    return store.is_committed(shard) and bool(store.check_shard(shard))
 
 
 def _announce(planned: Plan, todo: list[int], teacher: Teacher, directory: Path, quiet: bool) -> None:
