@@ -1,6 +1,6 @@
 """How fast is a cache read, and what does writing one add to the teacher's forward pass?
 
-    python benchmarks/cache_speed.py       # two cores, about three minutes
+    python benchmarks/cache_speed.py       # two cores, about two minutes
 
 Reading: windows in random order, from disk to arrays that a step takes. Writing: CPU seconds, of all threads together,
 so that a shared machine does not count: the forward pass alone with its log-normalisers, and all that a build does.

@@ -56,9 +56,11 @@ def statistics(head: Head, label_BL: Array, sharding: Sharding) -> dict[str, Arr
         lse_BL = vocabulary.lse(z_BLV)
         log_p_BLV = z_BLV - lse_BL[..., None]
         label_BL = vocabulary.pick(z_BLV, inputs["label_BL"][..., None], few=0)[..., 0]
+        # As a dot: for sum(exp(x) * x), XLA of jax 0.10 writes a loop for a batch of one that takes 20 times as long.
+        negentropy_BL = jnp.einsum("BLV,BLV->BL", jnp.exp(log_p_BLV), log_p_BLV, precision="highest")
         return {
             "teacher_cross_entropy_BL": lse_BL - label_BL,
-            "teacher_entropy_BL": -vocabulary.sum(jnp.exp(log_p_BLV) * log_p_BLV),
+            "teacher_entropy_BL": -vocabulary.add(negentropy_BL),
             "teacher_lse_BL": lse_BL,
         }
 

@@ -49,7 +49,7 @@ def _pps_of_chunk(size: int, vocabulary: Vocabulary, head: Head, inputs: dict[st
 def _drawn(mass_BLV: Array, point_BLS: Array, vocabulary: Vocabulary) -> Array:
     """The id at each point of the cumulative masses of all shards."""
     bins = binned(mass_BLV, best_width(mass_BLV.shape[-1], point_BLS.shape[-1]), 0)
-    mass_of_bin = jnp.sum(bins, axis=-1)
+    mass_of_bin = jax.lax.optimization_barrier(jnp.sum(bins, axis=-1))
     before_BL, _ = mass_of_shards(jnp.sum(mass_of_bin, axis=-1), vocabulary)
     point_BLS = point_BLS - before_BL[..., None]
     return join_shards(invert(bins, mass_of_bin, lambda x: x, point_BLS), point_BLS, mass_of_bin, vocabulary)

@@ -48,7 +48,8 @@ def _sample_of_chunk(
     lse_BL, lse_q_BL = reference.normalisers(z_BLV, exponent, vocabulary)
     mass = functools.partial(reference.masses, lse_q=lse_q_BL[..., None, None], exponent=exponent)
     bins = binned(z_BLV, best_width(z_BLV.shape[-1], rounds), MASKED)
-    mass_of_bin = jnp.sum(mass(bins), axis=-1)
+    # The barrier keeps XLA from forming all masses a second time for their total.
+    mass_of_bin = jax.lax.optimization_barrier(jnp.sum(mass(bins), axis=-1))
     before_BL, total_BL = mass_of_shards(jnp.sum(mass_of_bin, axis=-1), vocabulary)
     point_BLS = reference.points(inputs["key"], inputs["index_BL"], total_BL, rounds, sampler) - before_BL[..., None]
     drawn_BLS = join_shards(invert(bins, mass_of_bin, mass, point_BLS), point_BLS, mass_of_bin, vocabulary)
