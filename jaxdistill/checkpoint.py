@@ -139,11 +139,16 @@ def steps(directory: Path) -> list[int]:
 
 def load_params(directory: Path, step: int, abstract: Any) -> Any:
     """The parameters of one checkpoint alone, in the dtypes and on the devices that `abstract` describes."""
+    return load_parts(directory, step, {"params": abstract})["params"]
+
+
+def load_parts(directory: Path, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
+    """Some fields of the State in one checkpoint, as `load_params`."""
     where = Path(directory) / str(step)
     context = _context()
     context.pytree_options.loading.partial_load = True
     with _reading(where), context:
-        return ocp.load(str(where.absolute()), {"params": abstract}, checkpointable_name="state")["params"]
+        return ocp.load(str(where.absolute()), abstract, checkpointable_name="state")
 
 
 def abstract_like(tree: Any, shardings: Any) -> Any:

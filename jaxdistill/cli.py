@@ -293,12 +293,14 @@ def _named(text: str) -> tuple[str, str]:
 
 def model_import(options: argparse.Namespace) -> None:
     """Make a run directory of a Hugging Face directory, for teachers and to start from."""
-    from jaxdistill import exchange
+    from jaxdistill import exchange, rundir
 
     source = Path(options.source)
     out = Path(options.out or Path("imported") / source.absolute().name)
     imported = exchange.import_model(source, out, eos=options.eos)
     print(f"{imported.family}, {imported.model.num_params_total:,} parameters in {imported.dtype}: {out}")
+    if change := rundir.read_result(out)["tokenizer_changes"]:
+        print(change)
 
 
 def model_export(options: argparse.Namespace) -> None:
@@ -306,6 +308,28 @@ def model_export(options: argparse.Namespace) -> None:
     from jaxdistill import exchange
 
     print(f"{exchange.export_model(options.run, options.out)}: {options.out}")
+
+
+def interpolate(options: argparse.Namespace) -> None:
+    """Score every size between a student and the teacher it was cut from, or write one as a Hugging Face directory."""
+    from jaxdistill.interpolate import curve, export, pair
+    from jaxdistill.scaling.recipe import number
+
+    keep = None if options.keep is None else tuple(map(int, options.keep.split(",")))
+    found, order = pair.Pair.of(options.run, options.teacher, keep), options.order
+    if options.size is None and options.layers is None:
+        scorer = curve.Scorer(found, options.windows, options.quiet)
+        curves = {"naive pruning": curve.naive(scorer), f"{order} blocks": curve.curve(scorer, order)}
+        for line in curve.lines(curves):
+            print(line)
+        print(f"open {curve.write(curves, Path(options.out or options.run))[-1]}")
+        return
+    if order == "greedy" or options.out is None:
+        raise InputError("one size needs --out DIR, and --order last or first, which need no scores")
+    size = None if options.size is None else number(options.size, "--size")
+    subset = pair.choose(found, order, size=size, depth=options.layers)
+    architecture, count = export.export(found, subset, options.out), found.config(subset).num_params_total
+    print(f"{architecture}, {found.depth(subset)} layers, {count:,} parameters: {options.out}")
 
 
 def generate(options: argparse.Namespace) -> None:
@@ -456,6 +480,17 @@ def parser() -> argparse.ArgumentParser:
     added = verb(model_export, "jaxdistill export runs/distill exported/distill")
     added.add_argument("run", help="the directory of a run, or of an imported model")
     added.add_argument("out", metavar="DIR", help="the directory to make")
+
+    added = verb(interpolate, "jaxdistill interpolate runs/boomerang/student --order last")
+    added.add_argument("run", help="the directory of a student that started from layers of its teacher")
+    added.add_argument("--order", choices=("last", "first", "greedy"), default="last", help="of blocks (default: last)")
+    added.add_argument("--teacher", metavar="DIR", help="run or imported model (default: what the student began as)")
+    added.add_argument("--keep", metavar="0,2,4", help="its layers that the student's stand for (default: as begun)")
+    added.add_argument("--windows", type=int, help="at most so many of validation (default: as in training)")
+    added.add_argument("--size", metavar="1.5B", help="write the model of about so many parameters")
+    added.add_argument("--layers", type=int, help="write the model of so many layers")
+    added.add_argument("--out", help="for table and figure (default: the run), or for the model that is written")
+    added.add_argument("--quiet", action="store_true", help="no progress view")
 
     added = verb(generate, "jaxdistill generate runs/sparse_kd/full 'def main(' --temperature 0.8")
     added.add_argument("target", help="a run directory")

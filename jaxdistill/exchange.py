@@ -18,10 +18,12 @@ from orbax.checkpoint import v1 as ocp
 
 from jaxdistill import analysis, checkpoint, rundir
 from jaxdistill import config as configs
-from jaxdistill.data.tokenizers import CARD, HUGGINGFACE_MODEL, Tokenizer
+from jaxdistill.data.round_trip import known_change
+from jaxdistill.data.tokenizers import CARD, HUGGINGFACE_MODEL, Tokenizer, load_tokenizer
 from jaxdistill.data.vocabularies import HuggingFace
 from jaxdistill.errors import InputError
 from jaxdistill.models.huggingface import reading, writing
+from jaxdistill.models.transformer import Config
 from jaxdistill.models.variant import Variant
 
 TOKENIZER_FILES = (
@@ -72,12 +74,14 @@ def import_model(source: str | Path, out: str | Path, *, eos: str | None = None)
       eos: the token that ends a document; None for the tokenizer's own `eos_token`.
 
     Raises:
-      InputError: anything in the source that is missing, damaged or not understood, or a tokenizer that does not fit.
+      InputError: anything in the source that is missing, damaged or not understood, or a tokenizer that does not fit
+        or whose tokens have no bytes of their own.
     """
     source, out = Path(source), Path(out)
     recipe = HuggingFace(str(source), eos)
     opened = reading.open_checkpoint(source)
     tokenizer = _tokenizer(source, recipe)
+    change = known_change(tokenizer)
     opened = opened.with_vocab_size(tokenizer.vocab_size)
     values = json.loads((source / "config.json").read_bytes())
     imported = Imported(
@@ -96,7 +100,7 @@ def import_model(source: str | Path, out: str | Path, *, eos: str | None = None)
         _copy_tokenizer(source, partial / "tokenizer")
         (partial / rundir.CONFIG).write_text(configs.text(imported))
         rundir.write_json(partial / "env.json", rundir.environment())
-        rundir.write_json(partial / rundir.RESULT, _result(imported, tokenizer))
+        rundir.write_json(partial / rundir.RESULT, _result(imported, tokenizer) | {"tokenizer_changes": change})
     return imported
 
 
@@ -164,23 +168,42 @@ def export_model(run: str | Path, out: str | Path, *, shard_bytes: int = writing
     Raises:
       InputError: no run there, or a model that no architecture of transformers computes.
     """
-    run, out = Path(run), Path(out)
+    run = Path(run)
     experiment = rundir.read_config(run)
+    check_exportable(experiment.model, run)  # refuse before anything is loaded
+    return write_model(out, experiment.model, load_stored(run), run, shard_bytes=shard_bytes)
+
+
+def load_stored(run: Path) -> Any:
+    """The parameters of a run in the dtype they are stored in."""
+    experiment = rundir.read_config(run)
+    return analysis.load_run(run, dtype=experiment.dtype if isinstance(experiment, Imported) else "float32").params
+
+
+def check_exportable(config: Config, like: Path) -> None:
+    """InputError where no architecture of transformers computes a model of this shape."""
+    experiment = rundir.read_config(like)
+    plain, _ = writing.with_plain_logits(config, {"norm_D": jnp.ones(())})
+    writing.find_family(plain, experiment.family if isinstance(experiment, Imported) else None)
+
+
+def write_model(
+    out: str | Path, config: Config, params: Any, like: Path, *, shard_bytes: int = writing.SHARD_BYTES
+) -> str:
+    """As `export_model`, of any parameters; tokenizer, context and family are those of the directory `like`."""
+    experiment = rundir.read_config(like)
     imported = isinstance(experiment, Imported)
-    config, _ = writing.with_plain_logits(experiment.model, {"norm_D": jnp.ones(())})
-    writing.find_family(config, experiment.family if imported else None)  # refuse before anything is loaded
-    loaded = analysis.load_run(run, dtype=jnp.dtype(experiment.dtype) if imported else jnp.float32)
-    with _whole(out) as partial:
+    with _whole(Path(out)) as partial:
         family = writing.write_checkpoint(
             partial,
-            experiment.model,
-            loaded.params,
+            config,
+            params,
             positions=experiment.positions if imported else experiment.data.length,
             prefer=experiment.family if imported else None,
-            more=experiment.tokens if imported else {"eos_token_id": loaded.tokenizer.eos_id},
+            more=experiment.tokens if imported else {"eos_token_id": load_tokenizer(like / "tokenizer").eos_id},
             shard_bytes=shard_bytes,
         )
-        _copy_tokenizer(run / "tokenizer", partial)
+        _copy_tokenizer(like / "tokenizer", partial)
     return family.architecture
 
 

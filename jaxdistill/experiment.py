@@ -22,6 +22,7 @@ from jaxdistill.losses.objective import Objective, Term
 from jaxdistill.models.transformer import Config
 from jaxdistill.optim import AdamW
 from jaxdistill.parallel.mesh import Mesh
+from jaxdistill.start import START, Truncated
 from jaxdistill.teacher import Cached, Online
 
 
@@ -36,6 +37,7 @@ class Experiment:
       steps, batch: optimizer steps, and sequences in each; the run sees steps * batch * data.length tokens.
       optim: optimizer and learning-rate schedule.
       teacher: where targets come from, or None for the data's own labels.
+      start: where parameters come from, or None for random ones.
       controllers: numbers that follow the training, by name: terms that name one read its value at every step.
       seed: of initialisation and of the order of the data.
       dtype: of activations and matmuls; parameters, moments, logits and losses are fp32 in both.
@@ -53,6 +55,7 @@ class Experiment:
     batch: int
     optim: AdamW = AdamW()
     teacher: Online | Cached | None = None
+    start: Truncated | None = None
     controllers: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     seed: int = 0
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -84,13 +87,16 @@ class Experiment:
             raise InputError(
                 f"the objective looks at layer {wanted[0]} of the teacher, and a cache holds none: use teacher=Online"
             )
+        if self.start is not None and isinstance(self.start.run, Experiment):
+            self.start.check(self.start.run.model, self.model)
         if self.dtype not in ("float32", "bfloat16"):
             raise InputError(f"dtype is {self.dtype!r}; it is 'float32' or 'bfloat16'")
 
     @property
     def sources(self) -> dict[str, Any]:
         """What has to be run before, by role: frozen models or a cache, each described or a finished directory."""
-        return {} if self.teacher is None else self.teacher.sources(self)
+        teachers = {} if self.teacher is None else self.teacher.sources(self)
+        return teachers if self.start is None else teachers | {START: self.start.run}
 
     @property
     def tokens(self) -> int:

@@ -16,9 +16,12 @@ from jaxdistill.data.tokenizers import Tokenizer
 from jaxdistill.errors import InputError
 from jaxdistill.experiment import Experiment
 from jaxdistill.head import Head
+from jaxdistill.models.surgery.truncate import truncate_tree
 from jaxdistill.models.transformer import Transformer
 from jaxdistill.parallel import rules
-from jaxdistill.program import make_model
+from jaxdistill.program import Program, make_model
+from jaxdistill.start import Truncated
+from jaxdistill.step import State
 from jaxdistill.teacher import TEACHER, Cached
 
 
@@ -54,8 +57,8 @@ def load(directory: Path, dtype: str, tokenizer: Tokenizer, mesh: jax.sharding.M
     experiment, result = rundir.read_config(directory), rundir.read_result(directory)
     if result["tokenizer"] != tokenizer.fingerprint:
         raise InputError(
-            f"teacher {directory} was trained with another tokenizer ({experiment.data.tokenizer}); "
-            "its distribution says nothing about this student's tokens"
+            f"{directory} was trained with another tokenizer ({experiment.data.tokenizer}); "
+            "what it has learnt says nothing about the tokens of this run"
         )
     model = dataclasses.replace(make_model(experiment), dtype=jnp.dtype(dtype), remat=False)
     abstract = jax.eval_shape(model.init, jax.random.key(0))
@@ -63,6 +66,27 @@ def load(directory: Path, dtype: str, tokenizer: Tokenizer, mesh: jax.sharding.M
     on_mesh = checkpoint.abstract_like(narrow, rules.shardings(abstract, mesh))
     checkpoints = directory / "checkpoints"
     return model, checkpoint.load_params(checkpoints, checkpoint.steps(checkpoints)[-1], on_mesh)
+
+
+def begin(directory: Path, start: Truncated, experiment: Experiment, program: Program, tokenizer: Tokenizer) -> State:
+    """The state before the first step of an experiment that starts from a finished run, of which it holds copies.
+
+    Raises InputError where that run is of another shape or tokenizer, or has no moments for this optimizer.
+    """
+    mesh = experiment.mesh.build()
+    model, whole = load(directory, "float32", tokenizer, mesh)
+    start.check(model.config, experiment.model)
+    state = program.begin(truncate_tree(whole, start.keep, model.config.num_layers))
+    if not start.moments:
+        return state
+    source = rundir.read_config(directory)
+    if not isinstance(source, Experiment) or type(source.optim) is not type(experiment.optim):
+        raise InputError(f"start.moments is set, and {directory} has none of such an optimizer: unset it")
+    abstract = jax.eval_shape(experiment.optim.transform().init, whole)
+    on_mesh = checkpoint.abstract_like(abstract, rules.shardings(abstract, mesh))
+    checkpoints = directory / "checkpoints"
+    moments = checkpoint.load_parts(checkpoints, checkpoint.steps(checkpoints)[-1], {"opt": on_mesh})["opt"]
+    return dataclasses.replace(state, opt=truncate_tree(moments, start.keep, model.config.num_layers))
 
 
 def teacher_of(cache: Path) -> Path:

@@ -15,7 +15,7 @@ from jaxdistill.losses.linear_heads import Sharding
 from jaxdistill.losses.objective import Objective
 from jaxdistill.models.transformer import Transformer
 from jaxdistill.parallel import rules
-from jaxdistill.step import NONE, State, init_state, make_eval, make_step
+from jaxdistill.step import NONE, State, init_state, make_eval, make_step, state_of
 from jaxdistill.teacher import Online
 
 
@@ -27,6 +27,7 @@ class Program:
       step: (state, teacher_params, batch, rates, coef) -> (state, metrics); donates the state.
       evaluate: (params, teacher_params, batch) -> sums.
       init: key -> State, every array born where it belongs.
+      begin: params -> State, for parameters that are not random; donates them.
       abstract: the State as shapes with shardings.
       place: a host batch -> the global batch on the devices.
     """
@@ -34,6 +35,7 @@ class Program:
     step: Callable
     evaluate: Callable
     init: Callable
+    begin: Callable
     abstract: State
     place: Callable
 
@@ -59,6 +61,9 @@ def build(
 
     def init(key):
         return init_state(model, experiment.optim, key, experiment.controllers)
+
+    def begin(params):
+        return state_of(params, experiment.optim, experiment.controllers)
 
     abstract = jax.eval_shape(init, jax.random.key(0))
     shardings = rules.shardings(abstract, mesh)
@@ -93,6 +98,7 @@ def build(
         step=precise(jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))),
         evaluate=precise(jax.jit(evaluate)),
         init=jax.jit(init, out_shardings=shardings),
+        begin=jax.jit(begin, out_shardings=shardings, donate_argnums=0),
         abstract=checkpoint.abstract_like(abstract, shardings),
         place=place,
     )

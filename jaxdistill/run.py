@@ -25,6 +25,7 @@ from jaxdistill.errors import InputError
 from jaxdistill.experiment import Experiment
 from jaxdistill.program import Program, build
 from jaxdistill.scaling import flops
+from jaxdistill.start import START
 from jaxdistill.step import State
 from jaxdistill.teacher import CACHE, TEACHER, Cached
 
@@ -78,7 +79,7 @@ def _train(experiment: Experiment, directory: Path, cache: Path | None, quiet: b
     rundir.write_json(directory / "env.json", rundir.environment())
     dataset.tokenizer.save(directory / "tokenizer")
     mesh = experiment.mesh.build()
-    kept = None
+    kept, start = None, sources.pop(START, None)
     if isinstance(experiment.teacher, Cached):
         kept = frozen.open_cache(sources.pop(CACHE), experiment.teacher, experiment, dataset)
     loaded = {name: frozen.load(path, experiment.dtype, dataset.tokenizer, mesh) for name, path in sources.items()}
@@ -92,7 +93,7 @@ def _train(experiment: Experiment, directory: Path, cache: Path | None, quiet: b
     checkpoints = checkpoint.Checkpoints(directory / "checkpoints", configs.identity(experiment))
     with contextlib.closing(checkpoints):
         if checkpoints.latest() is None:
-            state, seconds = program.init(jax.random.key(experiment.seed)), 0.0
+            state, seconds = _begin(experiment, program, start, dataset.tokenizer), 0.0
         else:
             state, numbers = checkpoints.restore(program.abstract)
             seconds = numbers["seconds"]
@@ -100,11 +101,20 @@ def _train(experiment: Experiment, directory: Path, cache: Path | None, quiet: b
         scores = trainer.train(state, quiet)
         checkpoints.wait()
     result = _result(experiment, dataset, scores, trainer.seconds())
+    if start is not None:
+        result["start"] = start.name
     if TEACHER in sources:
         result |= frozen.facts(sources[TEACHER])
     elif kept is not None:
         result |= {"cache": kept.directory.name, **kept.manifest["teacher"]["facts"]}
     rundir.write_json(directory / rundir.RESULT, result)
+
+
+def _begin(experiment: Experiment, program: Program, source: Path | None, tokenizer: data.Tokenizer) -> State:
+    """The state before the first step, random or taken from a finished run."""
+    if experiment.start is None or source is None:
+        return program.init(jax.random.key(experiment.seed))
+    return frozen.begin(source, experiment.start, experiment, program, tokenizer)
 
 
 def check_vocabulary(experiment: Experiment, dataset: data.Dataset) -> None:

@@ -40,7 +40,11 @@ class State:
 
 def init_state(model, optimizer, key: Array, controllers: Mapping[str, Any] = NONE) -> State:
     """The state before the first step. Trace it under jit with the shardings you want: it is then born sharded."""
-    params = model.init(key)
+    return state_of(model.init(key), optimizer, controllers)
+
+
+def state_of(params: Any, optimizer, controllers: Mapping[str, Any] = NONE) -> State:
+    """The state before the first step, of given parameters."""
     control = {name: controller.init() for name, controller in controllers.items()}
     return State(jnp.zeros((), jnp.int32), params, optimizer.transform().init(params), control)
 

@@ -26,6 +26,7 @@ from jaxdistill.cache.recipe import Recipe
 from jaxdistill.errors import InputError
 from jaxdistill.experiment import Experiment
 from jaxdistill.scaling import flops
+from jaxdistill.start import START
 
 Work = Experiment | Recipe
 """What is run in a directory of its own: a training run or a cache, both decided by their configuration."""
@@ -38,13 +39,12 @@ def override_all(experiment: Experiment, assignments: Iterable[str]) -> Experime
     """The experiment with overrides applied to it and to the teacher it describes, so that both stay one sweep's."""
     assignments = list(assignments)
     changed = configs.override(experiment, assignments)
-    if changed.teacher is None:
-        return changed
 
     def follow(source):
         return override_all(source, assignments) if isinstance(source, Experiment) else source
 
-    return dataclasses.replace(changed, teacher=changed.teacher.following(follow))
+    described = {"teacher": changed.teacher, "start": changed.start}
+    return dataclasses.replace(changed, **{name: x.following(follow) for name, x in described.items() if x is not None})
 
 
 def with_sources(points: Mapping[str, Work]) -> dict[str, Work]:
@@ -74,7 +74,8 @@ def cost(work: Work) -> float:
         return flops.forward_flops(model.num_params, model.num_layers, model.width, work.data.length, model.vocab_size)
 
     own = 3 * forward(work.model) if isinstance(work, Experiment) else 0.0
-    return work.tokens * (own + sum(forward(s.model) for s in work.sources.values() if isinstance(s, Experiment)))
+    frozen = [source for role, source in work.sources.items() if isinstance(source, Experiment) and role != START]
+    return work.tokens * (own + sum(forward(source.model) for source in frozen))
 
 
 @dataclasses.dataclass

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from jaxdistill.data.progress import track
+from jaxdistill.data.round_trip import rewritten
 from jaxdistill.data.sources import Source, share
 from jaxdistill.data.storage import cache_root, content_key, file_hash, new_directory
 from jaxdistill.data.tokenizers import Tokenizer
@@ -32,7 +34,8 @@ class Corpus:
 
     Attributes:
       tokens_T: uint16 or uint32 [T], mapped from the disk: documents in the source's order, an `eos_id` after each.
-      manifest: what the tokens were made from, the counts of documents, tokens and UTF-8 bytes, and the checksum.
+      manifest: what the tokens were made from, the counts of documents, tokens and UTF-8 bytes, and the checksum;
+        where the tokenizer rewrote documents, how many, and how the first of them differs.
     """
 
     tokens_T: np.ndarray
@@ -52,7 +55,8 @@ def tokenize(
 
     `part` = (i, n) keeps the i-th of n disjoint parts of the documents. A document's content decides its part, so that
     copies of one document never stand in two. Any number of processes may ask for the same corpus at once.
-    Raises InputError for a split or part without documents, a damaged corpus, and a disk that cannot be written.
+    Raises InputError for a split or part without documents, a text that the tokenizer loses part of, a damaged corpus,
+    and a disk that cannot be written.
     """
     identity = {
         "format": FORMAT,
@@ -70,6 +74,9 @@ def tokenize(
                 raise InputError(_no_documents(source, split, part))
             manifest = {**identity, **facts, "source": source.describe()}
             (partial / MANIFEST).write_text(json.dumps(manifest, indent=2))
+            if "rewritten" in facts and not quiet:
+                number, of = facts["rewritten"], facts["documents"]
+                print(f"{number} of {of} documents ({split}): {facts['first_rewritten']}", file=sys.stderr)
     return _open(directory, identity)
 
 
@@ -81,7 +88,7 @@ def _of_part(documents: Iterator[str], part: tuple[int, int]) -> Iterator[str]:
 def _write(file: Path, documents: Iterable[str], tokenizer: Tokenizer) -> dict[str, Any]:
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
     counts = {"documents": 0, "tokens": 0, "bytes": 0}
-    checksum = hashlib.sha256()
+    checksum, changes = hashlib.sha256(), []
     with open(file, "wb") as output:
         for text in documents:
             ids = tokenizer.encode(text)
@@ -89,13 +96,16 @@ def _write(file: Path, documents: Iterable[str], tokenizer: Tokenizer) -> dict[s
                 raise InputError(
                     f"the tokenizer reads its end of document in the text {text[:80]!r}: mark it as special"
                 )
+            if change := rewritten(tokenizer, text, ids):
+                changes.append(change)
             encoded = np.append(ids, tokenizer.eos_id).astype(dtype).tobytes()
             output.write(encoded)
             checksum.update(encoded)
             counts["documents"] += 1
             counts["tokens"] += len(ids) + 1
             counts["bytes"] += len(text.encode())
-    return {**counts, "dtype": dtype.str, "sha256": checksum.hexdigest()}
+    said = {"rewritten": len(changes), "first_rewritten": changes[0]} if changes else {}
+    return {**counts, **said, "dtype": dtype.str, "sha256": checksum.hexdigest()}
 
 
 def _no_documents(source: Source, split: str, part: tuple[int, int]) -> str:

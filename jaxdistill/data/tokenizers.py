@@ -1,19 +1,22 @@
 """Tokenizers as they are used: text to ids and back, saved to a directory and loaded from it.
 
 Every kind has the same attributes: `vocab_size`, ids are below it; `eos_id`, the id that ends a document and that no
-text encodes to; `fingerprint`, a SHA-256 in hex that two tokenizers share only if they are the same.
+text encodes to; `fingerprint`, a SHA-256 in hex that two tokenizers share only if they are the same; `token_bytes`,
+what each id spells. The ids of a text spell `normalize(text)`: `data.round_trip` finds where that is another text.
 """
 
+import functools
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from jaxdistill.data.storage import write_file
+from jaxdistill.data.token_bytes import SPACE, TokenBytes, of_sentencepiece, probed, speller, utf8
 from jaxdistill.errors import InputError
 
 CARD = "jaxdistill_tokenizer.json"  # written last: it says which kind the directory holds, and its fingerprint
@@ -28,8 +31,17 @@ class Tokenizer(Protocol):
     eos_id: int
     fingerprint: str
 
+    @property
+    def token_bytes(self) -> TokenBytes:
+        """What every id spells; InputError where tokens have no bytes of their own."""
+        ...
+
     def encode(self, text: str) -> np.ndarray:
-        """The ids of a text, int32 [T], without an end of document."""
+        """The ids of a text, int32 [T], without an end of document. Raises InputError for half of a surrogate pair."""
+        ...
+
+    def normalize(self, text: str) -> str:
+        """The text that is cut into tokens: the same one, but for what the tokenizer rewrites by its own rules."""
         ...
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
@@ -48,8 +60,15 @@ class ByteTokenizer:
     eos_id = 256
     fingerprint = hashlib.sha256(b"UTF-8 bytes; 256 ends a document").hexdigest()
 
+    @functools.cached_property
+    def token_bytes(self) -> TokenBytes:
+        return TokenBytes(tuple(bytes([i]) if i < 256 else b"" for i in range(self.vocab_size)))
+
     def encode(self, text: str) -> np.ndarray:
-        return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
+        return np.frombuffer(utf8(text), np.uint8).astype(np.int32)
+
+    def normalize(self, text: str) -> str:
+        return text
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         ids = np.asarray(ids, np.int32)
@@ -62,7 +81,7 @@ class ByteTokenizer:
 class SentencePieceTokenizer:
     """A SentencePiece model (Kudo & Richardson 2018, arXiv:1808.06226) with byte fallback and no normalisation.
 
-    With a model trained by `jaxdistill.data.SentencePiece` every text comes back as it was.
+    Every text comes back as it was. Control symbols are never read in it, and user-defined symbols always.
     """
 
     def __init__(self, model: bytes):
@@ -78,16 +97,25 @@ class SentencePieceTokenizer:
         self.fingerprint = hashlib.sha256(model).hexdigest()
         self._model = model
         # SentencePiece writes a space as U+2581, and so would read that character in a text as a space.
-        self._meta = np.array([self.processor.piece_to_id(f"<0x{byte:02X}>") for byte in "\u2581".encode()], np.int32)
+        self._meta = np.array([self.processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()], np.int32)
         if self.eos_id < 0 or self.processor.unk_id() in self._meta:
             raise InputError("a SentencePiece model needs an end of sentence and byte fallback: train it with both")
+        self._within = sentencepiece.SentencePieceProcessor(model_proto=_without_prefix(model))
+
+    @functools.cached_property
+    def token_bytes(self) -> TokenBytes:
+        return probed(of_sentencepiece(self.processor), self.encode)
 
     def encode(self, text: str) -> np.ndarray:
-        first, *rest = text.split("\u2581")
+        utf8(text)
+        first, *rest = text.split(SPACE)
         parts = [self.processor.encode_as_numpy(first)]
         for part in rest:
-            parts += [self._meta, self.processor.encode_as_numpy(part)]
+            parts += [self._meta, self._within.encode_as_numpy(part)]
         return np.concatenate(parts).astype(np.int32)
+
+    def normalize(self, text: str) -> str:
+        return text
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         return self.processor.decode(np.asarray(ids, np.int32).tolist())
@@ -97,11 +125,30 @@ class SentencePieceTokenizer:
         _write_card(directory, "sentencepiece", self)
 
 
+def _without_prefix(model: bytes) -> bytes:
+    """The model for what follows within a text, where no space is added; InputError for one that changes the text."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model)  # ty: ignore[missing-attribute]  # made at import
+    rules = proto.normalizer_spec
+    has_suffix = rules.add_dummy_prefix and proto.trainer_spec.treat_whitespace_as_suffix
+    if rules.precompiled_charsmap or rules.remove_extra_whitespaces or not rules.escape_whitespaces or has_suffix:
+        raise InputError(
+            f"a SentencePiece model must leave a text as it is, and this one, with the rules {rules.name!r}, changes "
+            "spaces or characters: train it with normalization_rule_name='identity' and remove_extra_whitespaces=False"
+        )
+    rules.add_dummy_prefix = False
+    return proto.SerializeToString()
+
+
 class HuggingFaceTokenizer:
     """A `tokenizer.json` of the Hugging Face tokenizers library.
 
     Text that spells a special token is encoded as ordinary text, nothing is truncated, and no special token is added.
-    Whether decoding gives back the text is up to the file: a normaliser in it loses what it was made to lose.
+    Whether a text comes back is up to the file: its normaliser rewrites what it was made to rewrite, some take a space
+    that a text begins with for their own, and a vocabulary without all bytes loses what it cannot spell. Text that
+    spells an added token which is not special is read as that token. `decode` is the library's, which reads an added
+    token in the alphabet of the others; `token_bytes.join` takes it as it stands.
     """
 
     def __init__(self, model: bytes, eos: str):
@@ -125,8 +172,32 @@ class HuggingFaceTokenizer:
         self.fingerprint = hashlib.sha256(model + eos.encode()).hexdigest()
         self._model, self._eos = model, eos
 
+    @functools.cached_property
+    def token_bytes(self) -> TokenBytes:
+        of_id = [b""] * self.vocab_size
+        for token, i in self.tokenizer.get_vocab(with_added_tokens=True).items():
+            of_id[i] = token.encode()
+        for token, i in self.tokenizer.get_vocab(with_added_tokens=False).items():
+            of_id[i] = self._spell(token)
+        added = self.tokenizer.get_added_tokens_decoder()
+        for i in [self.eos_id, *(i for i, token in added.items() if token.special)]:
+            of_id[i] = b""
+        return probed(of_id, self.encode)
+
+    @functools.cached_property
+    def _spell(self) -> Callable[[str], bytes]:
+        return speller(json.loads(self._model).get("decoder"))
+
     def encode(self, text: str) -> np.ndarray:
+        utf8(text)
         return np.array(self.tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+
+    def normalize(self, text: str) -> str:
+        if self.tokenizer.normalizer is not None:
+            text = self.tokenizer.normalizer.normalize_str(text)
+        if self._spell(SPACE) == b" ":
+            text = text.replace(SPACE, " ")
+        return text.removeprefix(" ") if self.token_bytes.prefix else text
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         ids = np.asarray(ids, np.int32)

@@ -236,7 +236,7 @@ class Transformer:
             return self._layer(views, x_BLD, *layer, keep=names)
 
         x_BLD = self._embed(params, tokens_BL, position_BL)
-        stacked, found = (params["layers"], _is_local(config)), {}
+        stacked, found = (params["layers"], local_layers(config)), {}
         for start, stop in itertools.pairwise(taps.cuts(outputs.values(), parts.values(), config.num_layers)):
             names = tuple(sorted({name for name, n in parts.values() if n == start}))
             layer = functools.partial(block, names)
@@ -274,7 +274,7 @@ class Transformer:
             return self._layer(views, x_BLD, *own, keep=("keys", "values"), past=Past(*past, start_B))
 
         x_BLD = self._embed(params, tokens_BL, position_BL)
-        stacked = (params["layers"], _is_local(self.config))
+        stacked = (params["layers"], local_layers(self.config))
         x_BLD, new = jax.lax.scan(block, x_BLD, (stacked, tuple(cache)))
         cache = cache.write(new["keys"], new["values"], start_B)
         return self._last_norm(params, x_BLD), Cache(*(self.shard(kept, "NBMJK") for kept in cache))
@@ -348,7 +348,7 @@ class Transformer:
         )
 
 
-def _is_local(config: Config) -> np.ndarray | None:
+def local_layers(config: Config) -> np.ndarray | None:
     """Which layers have the window, bool [N]; None where they are all alike."""
     window = config.design.attention.window
     if window is None or window.layers is None:

@@ -94,7 +94,8 @@ def write_checkpoint(
 
     Args:
       directory: exists already.
-      config, params: the model; padded rows of its vocabulary are left out.
+      config, params: the model; padded rows of its vocabulary are left out. Of an array only its `dtype` and its
+        parts are asked for, a layer at a time, so that stacked arrays need not be one.
       positions: the longest context it is made for; None where nobody said.
       prefer: the family to try first, where several compute the same.
       more: further attributes, such as `eos_token_id`.
@@ -112,7 +113,7 @@ def write_checkpoint(
             parts = [part[: config.vocab_size] for part in parts]
         writer.add(name, fuse([row for row, _ in entries], parts, sizes))
     writer.finish()
-    dtype = jnp.result_type(*arrays.values()).name
+    dtype = jnp.result_type(*(array.dtype for array in arrays.values())).name
     said = {} if positions is None or family.model_type == "gpt2" else {"max_position_embeddings": positions}
     whole: dict[str, Any] = {
         "model_type": family.model_type,

@@ -1,0 +1,96 @@
+"""Does one student, put back together with its teacher, give every size between the two?
+
+    jaxdistill sweep experiments/boomerang.py
+    jaxdistill report experiments/boomerang.py
+
+Boomerang distillation (arXiv 2510.05064) on text every Python installation has. Seven of a teacher's twelve layers are
+trained until each does what its block of the teacher does; then blocks are put back, one after the other, and no
+intermediate size is trained. Against it: the same layers untrained, a student from random parameters, students of
+intermediate sizes trained for themselves, and the parts of the loss taken away.
+Expected: a smooth curve from student to teacher, below naive pruning at every size, and nothing of the kind from random
+parameters.
+"""
+
+import dataclasses
+
+from jaxdistill import data
+from jaxdistill.experiment import Experiment
+from jaxdistill.losses.cross_entropy import CrossEntropy
+from jaxdistill.losses.forward_kl import ForwardKL
+from jaxdistill.losses.hidden import Layers
+from jaxdistill.losses.objective import Term
+from jaxdistill.losses.states import CosineDistance
+from jaxdistill.models import ladder
+from jaxdistill.models.surgery import layers, patterns
+from jaxdistill.optim import AdamW
+from jaxdistill.start import Truncated
+from jaxdistill.teacher import Online
+
+VOCABULARY, DEPTH = 512, 12
+KEEP = patterns.every_nth(DEPTH, n=2, first=1, last=2)  # 0, 2, 4, 6, 8, 10, 11
+
+
+def teacher() -> Experiment:
+    """Twelve layers of width 64, trained on the data until they use their depth."""
+    return Experiment(
+        model=ladder.rung(DEPTH, 64, VOCABULARY, head_size=16, multiple=8, base_width=64),
+        data=data.Tokens(
+            data.Stdlib(), data.SentencePiece(VOCABULARY, characters=2_000_000), length=128, validation_windows=256
+        ),
+        objective={"ce": Term(CrossEntropy())},
+        steps=2400,
+        batch=16,
+        optim=AdamW(peak=1e-2, warmup=200),
+        checkpoint_every=500,
+        protocol="boomerang",
+    )
+
+
+def objective(keep: tuple[int, ...] = KEEP) -> dict[str, Term]:
+    """Equation 1 with the weights of the published code: CE + 0.1 KL + 2 times the mean cosine distance of the layers.
+
+    The mean is over the aligned layers, where the paper also counts the embeddings, which start equal.
+    """
+    return {
+        "ce": Term(CrossEntropy()),
+        "kl": Term(ForwardKL(), 0.1),
+        "cosine": Term(Layers(CosineDistance(), layers.pairs(keep, DEPTH)), 2.0),
+    }
+
+
+def student(terms: tuple[str, ...] = ("ce", "kl", "cosine"), keep: tuple[int, ...] = KEEP) -> Experiment:
+    """The teacher's layers `keep`, trained with these terms of the objective."""
+    start = Truncated(teacher(), keep)
+    return dataclasses.replace(
+        teacher(),
+        model=start.config(teacher().model),
+        start=start,
+        teacher=Online(teacher()),
+        objective={name: term for name, term in objective(keep).items() if name in terms},
+        steps=800,
+        optim=AdamW(peak=5e-3, warmup=50),
+    )
+
+
+def config() -> Experiment:
+    """The student of the paper."""
+    return student()
+
+
+def sweep() -> dict[str, Experiment]:
+    """The student, the parts of its loss, random parameters, and two intermediate sizes trained for themselves."""
+    sizes = {len(kept): kept for kept in (sized(2), sized(4))}
+    return {
+        "teacher": teacher(),
+        "student": student(),
+        "ce": student(("ce",)),
+        "ce-kl": student(("ce", "kl")),
+        "ce-cosine": student(("ce", "cosine")),
+        "random": dataclasses.replace(student(), start=None),
+        **{f"distilled-{size}": student(keep=keep) for size, keep in sizes.items()},
+    }
+
+
+def sized(k: int) -> tuple[int, ...]:
+    """The layers of the teacher in the patched model whose last k blocks are its own."""
+    return layers.origins(KEEP, DEPTH, layers.last_blocks(KEEP, DEPTH, k))
