@@ -12,9 +12,15 @@ parameters.
 """
 
 import dataclasses
+from pathlib import Path
+
+import jax
 
 from jaxdistill import data
+from jaxdistill.analysis import load_run
 from jaxdistill.experiment import Experiment
+from jaxdistill.interpolate import curve
+from jaxdistill.interpolate.pair import Pair
 from jaxdistill.losses.cross_entropy import CrossEntropy
 from jaxdistill.losses.forward_kl import ForwardKL
 from jaxdistill.losses.hidden import Layers
@@ -22,6 +28,7 @@ from jaxdistill.losses.objective import Term
 from jaxdistill.losses.states import CosineDistance
 from jaxdistill.models import ladder
 from jaxdistill.models.surgery import layers, patterns
+from jaxdistill.models.surgery.influence import cosine_sums, influence, stream
 from jaxdistill.optim import AdamW
 from jaxdistill.start import Truncated
 from jaxdistill.teacher import Online
@@ -89,6 +96,48 @@ def sweep() -> dict[str, Experiment]:
         "random": dataclasses.replace(student(), start=None),
         **{f"distilled-{size}": student(keep=keep) for size, keep in sizes.items()},
     }
+
+
+def report(directory: Path) -> list[Path]:
+    """Two tables, figures and pages of the finished sweep: against the baselines, and by the parts of the loss."""
+    scorer, scores = curve.Scorer(Pair.of(directory / "student")), influences(directory)
+    boomerang = curve.curve(scorer)
+    against = {
+        "last blocks first": boomerang,
+        "first blocks first": curve.curve(scorer, "first"),
+        "greedy by KL": curve.curve(scorer, "greedy"),
+        "naive pruning": curve.naive(scorer),
+        "ShortGPT": [scorer.pruned(patterns.highest(scores, row["layers"])) for row in boomerang],
+        "random parameters": curve.curve(curve.Scorer(Pair.of(directory / "random", directory / "teacher", KEEP))),
+        "trained for its size": [
+            boomerang[0],
+            *alone(directory),
+            boomerang[-1],
+        ],
+    }
+    parts = {"CE + KL + cosine": boomerang}
+    for name, label in {"ce": "CE", "ce-kl": "CE + KL", "ce-cosine": "CE + cosine"}.items():
+        parts[label] = curve.curve(curve.Scorer(Pair.of(directory / name)))
+    return [*curve.write(against, directory, "boomerang"), *curve.write(parts, directory, "losses")]
+
+
+def influences(directory: Path) -> list[float]:
+    """The block influence of the teacher's layers on 512 windows of its training text."""
+    teacher = load_run(directory / "teacher")
+    sums = jax.jit(
+        lambda batch: cosine_sums(
+            stream(teacher.model, teacher.params, batch.tokens_BL, batch.segment_BL, batch.position_BL), batch.weight_BL
+        )
+    )
+    dataset = data.prepare(teacher.experiment.data, quiet=True)
+    parts = [sums(dataset.batch(16, 0, step)) for step in range(32)]
+    return influence(jax.tree.map(lambda *each: sum(each), *parts)).tolist()
+
+
+def alone(directory: Path) -> list[curve.Row]:
+    """The rows of the runs of intermediate sizes, as they were trained."""
+    runs = directory.glob("distilled-*")
+    return sorted((curve.Scorer(Pair.of(run)).patched(()) for run in runs), key=lambda row: row["layers"])
 
 
 def sized(k: int) -> tuple[int, ...]:

@@ -12,7 +12,11 @@ def pytest_addoption(parser):
     parser.addoption("--update-golden", action="store_true", help="rewrite the files in tests/golden")
 
 
+LONGEST = ("parallel", "caching", "experiments")  # folders whose files take longest: they begin, or one core ends alone
+
+
 def pytest_collection_modifyitems(config, items):
+    items.sort(key=lambda item: item.path.parent.name not in LONGEST)
     if not config.getoption("--slow"):
         for item in items:
             if "slow" in item.keywords:

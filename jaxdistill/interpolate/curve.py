@@ -114,21 +114,20 @@ def lines(curves: Mapping[str, list[Row]]) -> Iterable[str]:
         yield from (form(curve=name, **row) for row in rows)
 
 
-def write(curves: Mapping[str, list[Row]], out: Path) -> list[Path]:
-    """interpolation.csv, interpolation.svg and interpolation.html in a directory, each whole or not at all."""
-    rows = [{"curve": name, **row} for name, own in curves.items() for row in own]
+def write(curves: Mapping[str, list[Row]], out: Path, name: str = "interpolation") -> list[Path]:
+    """A table, a figure and a page called `name` (csv, svg, html) in a directory, each whole or not at all."""
+    rows = [{"curve": label, **row} for label, own in curves.items() for row in own]
     text = io.StringIO()
     table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     table.writeheader()
     table.writerows(rows)
     drawing = svg(figure(curves))
     title = "Sizes between a student and its teacher"
-    contents = {"interpolation.csv": text.getvalue(), "interpolation.svg": drawing}
-    contents["interpolation.html"] = page.of_rows(title, rows, {CAPTION: drawing})
+    contents = {"csv": text.getvalue(), "svg": drawing, "html": page.of_rows(title, rows, {CAPTION: drawing})}
     out.mkdir(parents=True, exist_ok=True)
-    for name, content in contents.items():
-        rundir.write_atomically(out / name, content)
-    return [out / name for name in contents]
+    for ending, content in contents.items():
+        rundir.write_atomically(out / f"{name}.{ending}", content)
+    return [out / f"{name}.{ending}" for ending in contents]
 
 
 CAPTION = (

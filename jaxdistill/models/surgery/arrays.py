@@ -13,7 +13,8 @@ def operate(function: Callable, *trees: Any) -> Any:
     """function(xp, *trees), with xp the NumPy of the trees; it must give only arrays that it made, as `xp.copy` does.
 
     Trees of `jax.ShapeDtypeStruct` give the same, and nothing is computed or stored; trees of NumPy arrays stay on the
-    host. Anything else goes through one compiled program, whose results lie on devices as its arguments do.
+    host. Anything else goes through one compiled program, whose results lie on devices as its arguments do; a dimension
+    that is cut where devices share it may come out whole on each of them.
     """
     leaves = jax.tree.leaves(trees)
     if any(isinstance(x, jax.ShapeDtypeStruct) for x in leaves):

@@ -19,12 +19,12 @@ def average(config: Config, params: Params, groups: Sequence[Sequence[int]]) -> 
     `layers.blocks` and `recursive.loops` give groups. InputError where a group is empty or names a layer there is not.
     """
     layers = [n for group in groups for n in group]
-    if not all(groups) or not set(layers) <= set(range(config.num_layers)):
-        raise InputError(f"groups of layers to average must not be empty, and name layers of {config.num_layers}")
+    if not groups or not all(groups) or not set(layers) <= set(range(config.num_layers)):
+        raise InputError(f"groups of layers to average must not be empty, and name layers below {config.num_layers}")
     check_stacked(params, config.num_layers)
 
     def mean(xp, x):
-        return xp.stack([xp.mean(x[xp.asarray(tuple(group))], axis=0, dtype=x.dtype) for group in groups])
+        return xp.stack([xp.mean(x[xp.asarray(tuple(group))], axis=0) for group in groups])
 
     merged = operate(lambda xp, tree: map_layers(lambda name, x: mean(xp, x), xp.copy, tree), params)
     return config_of_layers(config, [group[0] for group in groups]), merged
@@ -44,7 +44,7 @@ def merge_run(config: Config, params: Params, start: int, stop: int) -> tuple[Co
     def merged(xp, name, x):
         anchor = x[start : start + 1]
         if "norm" not in name:
-            anchor = anchor + xp.sum(x[start + 1 : stop] - anchor, axis=0, keepdims=True, dtype=x.dtype)
+            anchor = anchor + xp.sum(x[start + 1 : stop] - anchor, axis=0, keepdims=True)
         return xp.concatenate([x[:start], anchor, x[stop:]])
 
     tree = operate(lambda xp, tree: map_layers(lambda name, x: merged(xp, name, x), xp.copy, tree), params)

@@ -64,7 +64,10 @@ def prune(config: Config, params: Params, choice: Choice) -> tuple[Config, Param
 
 
 def prune_config(config: Config, choice: Choice) -> Config:
-    """The configuration that `prune` gives, without any parameters; errors as there."""
+    """The configuration that `prune` gives, without any parameters; errors as there.
+
+    `base_width` stays, so that a narrower stream raises the learning rate of hidden matrices as it does for any width.
+    """
     _check(config, choice)
     sizes = {letter: np.shape(ids)[-1] for letter, ids in choice.items()}
     groups = sizes.get("J", config.num_kv_heads)
@@ -98,16 +101,16 @@ def _take(xp: Any, x: Any, own: str, axis: int, ids: np.ndarray) -> Any:
 
 def _gain(xp: Any, path: Any, x: Any, config: Config, small: Config) -> Any:
     """What makes up for the width: sqrt(D / kept) in every gain, and our own head's 1 / D in the last norm."""
-    name, factor = dims.key_name(path[-1]), 1.0
-    if small.width == config.width:
-        return xp.copy(x)
-    if name.endswith("norm_D"):
+    name, norm = dims.key_name(path[-1]), config.design.norm
+    is_gain, factor = name.endswith("norm_D"), 1.0
+    if is_gain:
         factor = math.sqrt(config.width / small.width)
     if name in ("norm_D", "norm_bias_D") and not is_stacked(path) and config.design.logit_scale is None:
         factor *= small.width / config.width
-    norm = config.design.norm
-    offset = 1 if isinstance(norm, RMSNorm) and norm.unit_offset and name.endswith("norm_D") else 0
-    return xp.copy(x) if factor == 1 else ((x + offset) * factor - offset).astype(x.dtype)
+    if factor == 1:
+        return xp.copy(x)
+    offset = 1 if is_gain and isinstance(norm, RMSNorm) and norm.unit_offset else 0
+    return ((x + offset) * factor - offset).astype(x.dtype)
 
 
 def _check(config: Config, choice: Choice) -> None:

@@ -8,16 +8,18 @@ import numpy as np
 
 from jaxdistill.models.design import Experts
 from jaxdistill.models.families import gpt, llama
+from jaxdistill.models.surgery import merge, width
 from jaxdistill.models.surgery.patch import patch
 from jaxdistill.models.surgery.truncate import config_of_layers, truncate
 from jaxdistill.models.transformer import Config, Transformer
 from jaxdistill.parallel import rules
 
+GROUPS, ULPS = [(0, 1), (2, 3, 4)], 8  # a few operations on numbers of one size
 KEEP, SUBSETS = (0, 1, 4), ((), (0,), (1,), (2,), (0, 1, 2))
 CONFIGS = (
-    Config(256, 6, 16, 4, 4, 32, num_kv_heads=2),
+    Config(256, 6, 16, 8, 4, 32, num_kv_heads=4),
     gpt.opt(6, 16, 4, 256),
-    llama.llama(256, 6, 16, 4, 2, 32, mlp=Experts(5, 2)),
+    llama.llama(256, 6, 16, 8, 4, 32, mlp=Experts(5, 2)),
 )
 
 
@@ -28,11 +30,19 @@ def draw(config, mesh, seed):
     return params, jax.device_put(params, rules.shardings(params, mesh))
 
 
-def hold(there, here, mesh):
-    """The same numbers as on the host, each array where the table of shardings has it."""
+def choose(config):
+    """Half of everything, and other halves in other layers."""
+    rng = np.random.default_rng(2)
+    groups, channels = (width.choose(rng.random((6, n)), n // 2) for n in (config.num_kv_heads, config.mlp_width))
+    return {"J": groups, "F": channels, "D": np.arange(0, config.width, 2)}
+
+
+def hold(there, here, mesh, ulps=0, placed=True):
+    """The same numbers as on the host, on eight devices, and each array where the table of shardings has it."""
     for x, y, place in zip(*map(jax.tree.leaves, (there, here, rules.shardings(here, mesh))), strict=True):
-        np.testing.assert_array_equal(x, y)
-        assert x.sharding.is_equivalent_to(place, x.ndim), (x.sharding, place)
+        np.testing.assert_allclose(x, y, rtol=0, atol=ulps * 2.0**-24 * np.abs(y).max())
+        assert len(x.sharding.device_set) == 8
+        assert not placed or x.sharding.is_equivalent_to(place, x.ndim), (x.sharding, place)
 
 
 def main():
@@ -44,6 +54,16 @@ def main():
         for subset in SUBSETS:
             there = patch(small, student_there, config, teacher_there, KEEP, subset)[1]
             hold(there, patch(small, student, config, teacher, KEEP, subset)[1], mesh)
+        hold(merge.average(config, teacher_there, GROUPS)[1], merge.average(config, teacher, GROUPS)[1], mesh, ULPS)
+        hold(merge.merge_run(config, teacher_there, 1, 3)[1], merge.merge_run(config, teacher, 1, 3)[1], mesh, ULPS)
+        choice = choose(config)
+        hold(
+            width.prune(config, teacher_there, choice)[1],
+            width.prune(config, teacher, choice)[1],
+            mesh,
+            ULPS,
+            placed=False,
+        )
     print("held", len(jax.devices()))
 
 

@@ -3,6 +3,7 @@
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -44,6 +45,16 @@ def test_the_average_of_equal_layers_is_the_layer(configs, draw_host):
     _, small = merge.average(configs["ours"], params, [(0, 1), (2, 3, 4, 5)])
     for path, x in stacked(params).items():
         np.testing.assert_array_equal(stacked(small)[path], x[:2])  # sums of 2 and 4 equal numbers are exact
+
+
+def test_merged_layers_keep_their_dtype(configs, draw_params):
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), draw_params(configs["ours"]))
+    for params in (half, jax.tree.map(np.asarray, half)):
+        merged = (
+            merge.average(configs["ours"], params, [(0, 1, 2)])[1],
+            merge.merge_run(configs["ours"], params, 0, 3)[1],
+        )
+        assert {x.dtype for x in jax.tree.leaves(merged)} == {jnp.dtype(jnp.bfloat16)}
 
 
 def test_a_merged_run_is_its_first_layer_and_the_differences_of_the_others_to_it(config, draw_host):
@@ -155,6 +166,7 @@ def test_a_collapse_that_takes_nothing_gives_fresh_arrays(draw_host, assert_same
     ("call", "message"),
     [
         (lambda p: merge.average(TEN, p, [(0,), ()]), "groups of layers to average must not be empty, and name layers"),
+        (lambda p: merge.average(TEN, p, []), "groups of layers to average must not be empty, and name layers"),
         (lambda p: merge.average(TEN, p, [(0, 10)]), "groups of layers to average must not be empty, and name layers"),
         (lambda p: merge.merge_run(TEN, p, 8, 11), "layers 8 to 10 cannot be merged, of a model with 10 layers"),
         (lambda p: merge.merge_run(TEN, p, 3, 3), "layers 3 to 2 cannot be merged, of a model with 10 layers"),

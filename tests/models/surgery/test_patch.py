@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import random
 
 import jax
 import jax.numpy as jnp
@@ -31,11 +32,17 @@ def two(draw_host):
     return make
 
 
-def test_a_student_with_all_blocks_replaced_is_the_teacher_to_the_bit(config, two, logits_of, assert_same):
+def test_a_student_with_all_blocks_replaced_is_the_teacher_to_the_bit(config, two, assert_same):
     got_config, got = patch(*two(config), KEEP, layers.last_blocks(KEEP, 6, 2))
     assert got_config == config
     assert_same(got, two(config)[3])
-    np.testing.assert_array_equal(logits_of(got_config, got), logits_of(config, two(config)[3]))
+
+
+@pytest.mark.parametrize("name", ["ours", "gemma3", "opt"])
+def test_a_student_with_all_blocks_replaced_has_the_teachers_logits_to_the_bit(configs, name, two, logits_of):
+    *student, config, teacher = two(configs[name])
+    patched = patch(*student, config, teacher, KEEP, range(3))
+    np.testing.assert_array_equal(logits_of(*patched), logits_of(config, teacher))
 
 
 def test_a_student_with_nothing_replaced_is_the_student_to_the_bit(config, two, assert_same):
@@ -55,6 +62,19 @@ def test_an_untrained_patched_student_is_the_naively_pruned_teacher(config, draw
         np.testing.assert_array_equal(got.pop("head_VD"), got["embed_VD"])
     assert dataclasses.replace(got_config, tied=config.tied) == pruned_config
     assert_same(got, pruned)
+
+
+def test_the_same_holds_for_any_layers_kept_and_any_subset(configs, draw_host, assert_same):
+    draw = random.Random(0)
+    for _ in range(100):
+        config = dataclasses.replace(configs["ours untied"], num_layers=(N := draw.randrange(1, 12)))
+        teacher, keep = draw_host(config), (0, *sorted(draw.sample(range(1, N), draw.randrange(N))))
+        subset = draw.sample(range(len(keep)), draw.randrange(len(keep) + 1))
+        student = truncate(config, teacher, keep)
+        got_config, got = patch(*student, config, teacher, keep, subset)
+        pruned_config, pruned = truncate(config, teacher, layers.origins(keep, N, subset))
+        assert got_config == pruned_config
+        assert_same(got, pruned)
 
 
 @pytest.mark.parametrize("name", ["ours", "gemma3", "opt"])
@@ -144,6 +164,7 @@ def test_on_the_host_nothing_shares_memory_and_on_a_device_the_same_comes_out(co
     assert_same(here, there)
 
 
+@pytest.mark.parametrize("config", ["ours", "ours untied", "opt"], indirect=True)
 @pytest.mark.parametrize("subset", [(), (1,), (0, 1, 2)], ids=str)
 def test_a_patched_model_can_be_donated_and_both_it_came_from_live(config, two, subset):
     student_config, *_ = models = two(config)
@@ -163,6 +184,8 @@ def test_models_of_70_billion_parameters_are_patched_without_memory():
         assert got_config.num_layers == 41 + k
         dims.check(got, got_config.dims)
         assert {type(x) for x in jax.tree.leaves(got)} == {jax.ShapeDtypeStruct}
+        traced = jax.eval_shape(lambda s, t: patch(student[0], s, config, t, keep, [3])[1], student[1], shapes)
+        assert {x.shape[0] for x in jax.tree.leaves(traced["layers"])} == {42}
 
 
 NOT_MADE = "student and teacher were not made for each other"

@@ -87,8 +87,8 @@ def _design(config):
     return {"design": config.design} if "design" in {field.name for field in dataclasses.fields(config)} else {}
 
 
-def test_keeping_all_layers_is_the_identity(config, draw_params, assert_same):
-    params = draw_params(config)
+def test_keeping_all_layers_is_the_identity(config, draw_host, assert_same):
+    params = draw_host(config)
     same_config, same = truncate(config, params, range(6))
     assert same_config == config
     assert_same(same, params)
@@ -123,6 +123,7 @@ def test_a_tree_on_the_host_shares_no_memory_with_what_it_was_cut_from(config, d
             assert not np.shares_memory(a, b)
 
 
+@pytest.mark.parametrize("config", ["ours", "ours untied", "opt"], indirect=True)
 @pytest.mark.parametrize("keep", [KEEP, tuple(range(6))], ids=["some", "all"])
 def test_a_student_can_be_donated_and_its_teacher_lives(config, draw_params, keep):
     params = draw_params(config)
