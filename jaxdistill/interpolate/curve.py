@@ -48,7 +48,7 @@ class Scorer:
             raise InputError(f"{pair.student} is an imported model and has no text to be measured on")
         dataset = data.prepare(experiment.data, quiet=quiet)
         self.pair, self._quiet, self._size = pair, quiet, -(-experiment.batch // mesh.size) * mesh.size
-        self._text = of_split(dataset, "validation").at_most(windows or dataset.num_validation_windows)
+        self.text = of_split(dataset, "validation").at_most(windows or dataset.num_validation_windows)
         teacher, params = frozen.load(pair.teacher, experiment.dtype, run.tokenizer, mesh)
         spliced = Spliced(teacher.config, teacher.dtype, run.model.shard)
         sums = precision(experiment.dtype)(jax.jit(evals.make_sums(spliced, teacher, sharding=head_sharding(mesh))))
@@ -58,7 +58,7 @@ class Scorer:
 
     def __call__(self, plan: Plan) -> dict[str, float]:
         """Means a token, of `SCORES`."""
-        found = evals.score(functools.partial(self._sums, plan), self._text.batches(self._size))
+        found = evals.score(functools.partial(self._sums, plan), self.text.batches(self._size))
         return {**found.mean, "ece": found.reliability["model"].ece}
 
     def track(self, items: Sequence[Any], what: str) -> Iterable[Any]:
