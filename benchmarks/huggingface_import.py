@@ -13,6 +13,7 @@ import json
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -47,16 +48,25 @@ def write(directory: Path, layers: int, shard_bytes: int) -> tuple[float, int]:
     writer.finish()
     attributes = {"model_type": "llama", "max_position_embeddings": 4096, **LLAMA.write(config)}
     (directory / "config.json").write_text(json.dumps(attributes))
-    words = {f"w{i}": i for i in range(config.vocab_size)}
-    tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w0")).save(str(directory / "tokenizer.json"))
+    letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    words = [*letters, *(f"w{i}" for i in range(config.vocab_size - len(letters)))]
+    made = tokenizers.Tokenizer(tokenizers.models.BPE({word: i for i, word in enumerate(words)}, []))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = tokenizers.decoders.ByteLevel()
+    made.save(str(directory / "tokenizer.json"))
     sizes_of_files = [file.stat().st_size for file in directory.glob("*.safetensors")]
     return sum(sizes_of_files) / GB, len(sizes_of_files)
 
 
-def measure(source: Path, out: Path) -> tuple[dict[str, float], dict[str, float], float]:
-    """Memory before an import in this process and at its peak, and the seconds it takes."""
+def measure_import(source: Path, out: Path) -> tuple[dict[str, float], dict[str, float], float]:
+    """`measure` of an import."""
     from jaxdistill import exchange
 
+    return measure(lambda: exchange.import_model(source, out, eos="w1"))
+
+
+def measure(work: Callable[[], object]) -> tuple[dict[str, float], dict[str, float], float]:
+    """Memory before some work in this process and at its peak, and the seconds it takes."""
     jax.jit(lambda x: x + 1)(np.zeros(8)).block_until_ready()
     before, peak, done = resident(), resident(), threading.Event()
 
@@ -68,7 +78,7 @@ def measure(source: Path, out: Path) -> tuple[dict[str, float], dict[str, float]
     thread = threading.Thread(target=watch)
     thread.start()
     began = time.monotonic()
-    exchange.import_model(source, out, eos="w1")
+    work()
     seconds = time.monotonic() - began
     done.set()
     thread.join()
@@ -85,7 +95,7 @@ def main() -> None:
         source.mkdir()
         parameters = 2 * VOCABULARY * WIDTH + options.layers * (3 * WIDTH * MLP + 3 * WIDTH**2)
         size, files = write(source, options.layers, 2 * parameters // options.shards + 2**27)
-        before, peak, seconds = report.in_fresh_process(measure, source, Path(root) / "out")
+        before, peak, seconds = report.in_fresh_process(measure_import, source, Path(root) / "out")
     rows = [
         [
             kind,
