@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 OUT    ?= runs/scaling_law
+EXTRAS ?= dev
+READY  := $(VENV)/.ready-$(EXTRAS)
 
 .PHONY: demo test check setup clean-runs
 
@@ -15,7 +17,7 @@ test: check $(VENV)/libtpu
 
 # The TPU's compiler, with which kernels are compiled for chips that are not here. It stands beside the packages and not
 # among them: where JAX finds it, it looks for a TPU at every start and complains that there is none.
-$(VENV)/libtpu: $(VENV)/.ready
+$(VENV)/libtpu: | $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps --target $@ libtpu || \
 	  echo "there is no libtpu for this machine: what needs it will be skipped"
 
@@ -25,14 +27,14 @@ check: setup
 	$(BIN)/ty check
 	$(BIN)/lint-imports
 
-setup: $(VENV)/.ready
+setup: $(READY)
 
 # A machine without the venv module (Debian ships it apart) gets virtualenv instead.
-$(VENV)/.ready: pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV) || { \
 	  $(PYTHON) -m pip install --quiet --target .bootstrap virtualenv && \
 	  PYTHONPATH=.bootstrap $(PYTHON) -m virtualenv --quiet $(VENV); }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
 	touch $@
 
 clean-runs:

@@ -6,6 +6,7 @@ a batch is a function of seed and step). Arrays are restored onto whatever devic
 
 import contextlib
 import dataclasses
+import functools
 import shutil
 from collections.abc import Generator
 from pathlib import Path
@@ -137,9 +138,17 @@ def steps(directory: Path) -> list[int]:
     return sorted(int(entry.name) for entry in entries if entry.name.isdigit())
 
 
-def load_params(directory: Path, step: int, abstract: Any) -> Any:
-    """The parameters of one checkpoint alone, in the dtypes and on the devices that `abstract` describes."""
-    return load_parts(directory, step, {"params": abstract})["params"]
+def load_params(directory: Path, step: int, abstract: dict[str, Any]) -> Any:
+    """The parameters of one checkpoint alone, in the dtypes and on the devices that `abstract` describes.
+
+    One array after the other: what Orbax reads in one go it holds twice, and a model may fill the memory.
+    """
+
+    def load(path: tuple[Any, ...], leaf: Any) -> Any:
+        alone = functools.reduce(lambda inner, key: {key.key: inner}, reversed(path), leaf)
+        return jax.tree.leaves(load_parts(directory, step, {"params": alone}))[0]
+
+    return jax.tree_util.tree_map_with_path(load, abstract)
 
 
 def load_parts(directory: Path, step: int, abstract: dict[str, Any]) -> dict[str, Any]:

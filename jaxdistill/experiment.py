@@ -22,8 +22,8 @@ from jaxdistill.losses.objective import Objective, Term
 from jaxdistill.models.transformer import Config
 from jaxdistill.optim import AdamW
 from jaxdistill.parallel.mesh import Mesh
-from jaxdistill.start import START, Truncated
-from jaxdistill.teacher import Cached, Online
+from jaxdistill.start import START, Transplanted, Truncated
+from jaxdistill.teacher import Across, Cached, Online
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +54,8 @@ class Experiment:
     steps: int
     batch: int
     optim: AdamW = AdamW()
-    teacher: Online | Cached | None = None
-    start: Truncated | None = None
+    teacher: Online | Across | Cached | None = None
+    start: Truncated | Transplanted | None = None
     controllers: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     seed: int = 0
     dtype: Literal["float32", "bfloat16"] = "float32"

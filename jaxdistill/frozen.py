@@ -10,19 +10,22 @@ import jax.numpy as jnp
 
 from jaxdistill import checkpoint, dims, rundir
 from jaxdistill import config as configs
+from jaxdistill.across import Marks
+from jaxdistill.align import Spelling
 from jaxdistill.cache.reader import Cache
-from jaxdistill.data import Dataset
+from jaxdistill.data import Dataset, Tokens, load_tokenizer, pairs
 from jaxdistill.data.tokenizers import Tokenizer
 from jaxdistill.errors import InputError
 from jaxdistill.experiment import Experiment
 from jaxdistill.head import Head
 from jaxdistill.models.surgery.truncate import truncate_tree
 from jaxdistill.models.transformer import Transformer
+from jaxdistill.models.transplant.vocabulary import transplant
 from jaxdistill.parallel import rules
 from jaxdistill.program import Program, make_model
-from jaxdistill.start import Truncated
+from jaxdistill.start import Transplanted, Truncated
 from jaxdistill.step import State
-from jaxdistill.teacher import TEACHER, Cached
+from jaxdistill.teacher import TEACHER, Across, Cached
 
 
 def find(sources: Any, directory: Path) -> dict[str, Path]:
@@ -49,13 +52,13 @@ def _find(source: Any, role: str, directory: Path) -> Path:
     raise InputError(f"the {role} (identity {configs.identity(source)}) has no finished run beside {directory}")
 
 
-def load(directory: Path, dtype: str, tokenizer: Tokenizer, mesh: jax.sharding.Mesh) -> tuple[Transformer, Any]:
+def load(directory: Path, dtype: str, tokenizer: Tokenizer | None, mesh: jax.sharding.Mesh) -> tuple[Transformer, Any]:
     """The model of a finished run and its parameters, frozen: in the compute dtype and on the mesh.
 
-    Raises InputError where it was trained with another tokenizer.
+    Raises InputError where it was trained with another tokenizer than this one; None is for models of any.
     """
     experiment, result = rundir.read_config(directory), rundir.read_result(directory)
-    if result["tokenizer"] != tokenizer.fingerprint:
+    if tokenizer is not None and result["tokenizer"] != tokenizer.fingerprint:
         raise InputError(
             f"{directory} was trained with another tokenizer ({experiment.data.tokenizer}); "
             "what it has learnt says nothing about the tokens of this run"
@@ -68,12 +71,20 @@ def load(directory: Path, dtype: str, tokenizer: Tokenizer, mesh: jax.sharding.M
     return model, checkpoint.load_params(checkpoints, checkpoint.steps(checkpoints)[-1], on_mesh)
 
 
-def begin(directory: Path, start: Truncated, experiment: Experiment, program: Program, tokenizer: Tokenizer) -> State:
+def begin(
+    directory: Path, start: Truncated | Transplanted, experiment: Experiment, program: Program, tokenizer: Tokenizer
+) -> State:
     """The state before the first step of an experiment that starts from a finished run, of which it holds copies.
 
-    Raises InputError where that run is of another shape or tokenizer, or has no moments for this optimizer.
+    Raises InputError where that run is of another shape or, unless it is transplanted, of another tokenizer, or has no
+    moments for this optimizer.
     """
     mesh = experiment.mesh.build()
+    if isinstance(start, Transplanted):
+        model, whole = load(directory, "float32", None, mesh)
+        start.check(model.config, experiment.model)
+        plan = start.plan(load_tokenizer(directory / "tokenizer"), tokenizer, tied=model.config.tied)
+        return program.begin(transplant(model.config, whole, plan)[1])
     model, whole = load(directory, "float32", tokenizer, mesh)
     start.check(model.config, experiment.model)
     state = program.begin(truncate_tree(whole, start.keep, model.config.num_layers))
@@ -87,6 +98,22 @@ def begin(directory: Path, start: Truncated, experiment: Experiment, program: Pr
     checkpoints = directory / "checkpoints"
     moments = checkpoint.load_parts(checkpoints, checkpoint.steps(checkpoints)[-1], {"opt": on_mesh})["opt"]
     return dataclasses.replace(state, opt=truncate_tree(moments, start.keep, model.config.num_layers))
+
+
+def beside(
+    directory: Path, teacher: Across, tokens: Tokens, dataset: Dataset, cache: Path | None, quiet: bool
+) -> tuple[Dataset, tuple[Marks, Marks]]:
+    """The dataset with the text in the tokens of the run in `directory` too, and what the ids of the two are.
+
+    Raises InputError where the tokenizers do not keep the bytes of the text.
+    """
+    other = load_tokenizer(directory / "tokenizer")
+    paired = pairs.pair(tokens, dataset, other, teacher.length, teacher.chunking.at, cache, quiet)
+    spellings = (
+        Spelling.of(tokenizer.token_bytes.of_id, {"eos": tokenizer.eos_id}) for tokenizer in (other, dataset.tokenizer)
+    )
+    of_teacher, of_student = map(Marks.of, spellings)
+    return paired, (of_teacher, of_student)
 
 
 def teacher_of(cache: Path) -> Path:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,13 +11,14 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from jaxdistill import checkpoint, evals
+from jaxdistill.across import Marks, says
 from jaxdistill.experiment import Experiment
 from jaxdistill.losses.linear_heads import Sharding
 from jaxdistill.losses.objective import Objective
 from jaxdistill.models.transformer import Transformer
 from jaxdistill.parallel import rules
 from jaxdistill.step import NONE, State, init_state, make_eval, make_step, state_of
-from jaxdistill.teacher import Online
+from jaxdistill.teacher import Across, Online
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,10 +47,12 @@ def build(
     teachers: Mapping[str, Transformer] = NONE,
     devices: Any = None,
     validation: Objective | None = None,
+    marks: tuple[Marks, Marks] | None = None,
 ) -> Program:
     """The program of an experiment on these devices (default: all), with its frozen models by name.
 
-    `validation` is what an evaluation measures (default: `evals.objective`).
+    `validation` is what an evaluation measures (default: `evals.objective`). `marks` are of the
+    teacher's ids and of the student's, where they have two tokenizers.
 
     Raises InputError where its shapes cannot shard.
     """
@@ -76,21 +80,28 @@ def build(
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(by_sequence, x), batch)
 
     sharding = head_sharding(mesh)
+    across = None
+    if isinstance(experiment.teacher, Across) and marks is not None:
+        across = functools.partial(
+            says, chunking=experiment.teacher.chunking, teacher=marks[0], student=marks[1], sharding=sharding
+        )
     step = make_step(
         model,
         experiment.optim,
         objective,
         teachers=teachers,
         keep=experiment.teacher.keep if isinstance(experiment.teacher, Online) else None,
+        across=across,
         controllers=experiment.controllers,
         seed=experiment.seed,
         accumulate=experiment.accumulate,
         sharding=sharding,
     )
+    shared = teachers if across is None else NONE  # what has ids of its own gives a student's ids no distribution
     evaluate = make_eval(
         model,
-        evals.objective(bool(teachers)) if validation is None else validation,
-        teachers=teachers,
+        evals.objective(bool(shared)) if validation is None else validation,
+        teachers=shared,
         sharding=sharding,
     )
     precise = precision(experiment.dtype)

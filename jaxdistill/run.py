@@ -27,7 +27,7 @@ from jaxdistill.program import Program, build
 from jaxdistill.scaling import flops
 from jaxdistill.start import START
 from jaxdistill.step import State
-from jaxdistill.teacher import CACHE, TEACHER, Cached
+from jaxdistill.teacher import CACHE, TEACHER, Across, Cached
 
 
 class Interrupted(Exception):
@@ -82,11 +82,13 @@ def _train(experiment: Experiment, directory: Path, cache: Path | None, quiet: b
     kept, start = None, sources.pop(START, None)
     if isinstance(experiment.teacher, Cached):
         kept = frozen.open_cache(sources.pop(CACHE), experiment.teacher, experiment, dataset)
-    loaded = {name: frozen.load(path, experiment.dtype, dataset.tokenizer, mesh) for name, path in sources.items()}
+    tokenizer, marks = dataset.tokenizer, None
+    if isinstance(experiment.teacher, Across):
+        dataset, marks = frozen.beside(sources[TEACHER], experiment.teacher, experiment.data, dataset, cache, quiet)
+        tokenizer = None
+    loaded = {name: frozen.load(path, experiment.dtype, tokenizer, mesh) for name, path in sources.items()}
     teachers = {name: model for name, (model, _) in loaded.items()}
-    program = build(
-        experiment, teachers, validation=evals.objective(bool(teachers)) if kept is None else kept.validation
-    )
+    program = build(experiment, teachers, validation=None if kept is None else kept.validation, marks=marks)
     teacher_params = {name: params for name, (_, params) in loaded.items()}
     if kept is not None and kept.needs_head:
         teacher_params[TEACHER] = frozen.output_layer(frozen.teacher_of(kept.directory), experiment.dtype, mesh)

@@ -19,6 +19,7 @@ import optax
 from jax import Array
 
 from jaxdistill import dims
+from jaxdistill.across import answers
 from jaxdistill.losses import reduce
 from jaxdistill.losses.linear_heads import Sharding, token_weights, weighted_sum
 from jaxdistill.losses.objective import Objective
@@ -61,6 +62,7 @@ def make_step(
     *,
     teachers: Mapping[str, Any] = NONE,
     keep: Callable | None = None,
+    across: Callable | None = None,
     controllers: Mapping[str, Any] = NONE,
     seed: int = 0,
     accumulate: int = 1,
@@ -76,6 +78,7 @@ def make_step(
         there are controllers.
       teachers: frozen models by name, "teacher" among them, or none; `teacher_params` has the same names.
       keep: what of the teacher's distribution becomes the target, as `teacher.Online.keep`.
+      across: of a teacher with a tokenizer of its own, as `make_target` takes it.
       controllers: by name; their values are knobs that terms may read.
       seed: of a random `keep`.
       accumulate: micro-batches a batch is cut into; sums and counts add, so uneven and empty rows stay exact.
@@ -84,12 +87,12 @@ def make_step(
 
     The metrics are fp32 scalars: the mean of each term, "loss", "grad_norm" and the count "tokens".
     """
-    on_logits, on_states = objective.split()
+    on_logits, on_states, on_chunks = objective.split()
     layers, teacher_layers = objective.layers()
-    transform, target_of = optimizer.transform(), make_target(teachers, keep, sharding, teacher_layers)
+    transform, target_of = optimizer.transform(), make_target(teachers, keep, sharding, teacher_layers, across)
 
     def loss(params, targets, batch, knobs):
-        target, hidden = targets
+        target, further = targets
         h_BLD, kept = model.hidden(params, batch.tokens_BL, batch.segment_BL, batch.position_BL, keep=layers)
         head, weight_BL = model.head(params, h_BLD), batch.weight_BL
         knobs = knobs | {name: x_BL for name, x_BL in batch.signals.items() if name.endswith("_BL")}
@@ -101,7 +104,10 @@ def make_step(
                 on_logits, head, target, weight_BL, knobs, weights=weights, sharding=sharding, **streaming
             )
         for name, term in on_states.terms:
-            values[name] = term.loss(kept, hidden.states, weight_BL)
+            values[name] = term.loss(kept, further.states, weight_BL)
+        divergences = {name: term.loss for name, term in on_chunks.terms}
+        values |= answers(divergences, head, further.chunks, batch.label_BL, weight_BL, sharding=sharding, **streaming)
+        for name in (*on_states.names, *on_chunks.names):
             total += jnp.sum(objective.coef(name, knobs) * weights.get(name, weight_BL) * values[name])
         return total, reduce.sums(values, weight_BL)
 

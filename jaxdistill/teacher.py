@@ -12,14 +12,15 @@ from typing import Any
 import jax
 from jax import Array
 
+from jaxdistill.across import Chunking
 from jaxdistill.cache.recipe import Recipe, is_cache
 from jaxdistill.cache.samplers import Draws, Sampler, Top
 from jaxdistill.cache.states import LastStates, States
 from jaxdistill.errors import InputError
 from jaxdistill.losses.linear_heads import Sharding
-from jaxdistill.losses.targets import Dense, Hidden, Labels, Target
+from jaxdistill.losses.targets import Dense, Further, Labels, Target
 
-__all__ = ["Cached", "Draws", "Online", "Top", "make_target", "token_index"]
+__all__ = ["Across", "Cached", "Draws", "Online", "Top", "make_target", "token_index"]
 
 TEACHER = "teacher"  # its name among the frozen models of a run; references have names of their own
 CACHE = "cache"  # the role of a directory of targets
@@ -55,6 +56,29 @@ class Online:
         """The same with `change` applied to every Experiment it describes."""
         references = {name: change(source) for name, source in self.references.items()}
         return dataclasses.replace(self, run=change(self.run), references=references)
+
+
+@dataclasses.dataclass(frozen=True)
+class Across:
+    """A live teacher with a tokenizer of its own, on the same text: what it says is compared chunk by chunk.
+
+    Attributes:
+      run: as `Online.run`.
+      chunking: how the two sides are compared.
+      length: tokens of the teacher in a window; None for as many as the text of the student's windows takes.
+    """
+
+    run: Any
+    chunking: Chunking = Chunking()
+    length: int | None = None
+
+    def sources(self, student: Any) -> dict[str, Any]:
+        """What has to be run before this student, by role."""
+        return {TEACHER: self.run}
+
+    def following(self, change: Callable[[Any], Any]) -> "Across":
+        """The same with `change` applied to the Experiment it describes."""
+        return dataclasses.replace(self, run=change(self.run))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,28 +138,34 @@ def make_target(
     keep: Callable | None = None,
     sharding: Sharding = Sharding(),
     layers: Sequence[int] = (),
+    across: Callable | None = None,
 ):
-    """target(params by name, batch, key, index_BL) -> (Target, Hidden): what the batch brings along, or what the models
-    say, or, with no model, what the data says.
+    """target(params by name, batch, key, index_BL) -> (Target, Further): what the batch brings along, or what the
+    models say, or, with no model, what the data says.
 
     `index_BL` tells the tokens of a step apart, so that a random choice does not depend on how they are divided.
-    `layers` are those of the teacher whose hidden states are kept.
+    `layers` are those of the teacher whose hidden states are kept. `across(head, batch)` -> Chunked is for a teacher
+    with a tokenizer of its own, which sees the tokens in `batch.beside`.
     """
 
-    def target(params: Mapping[str, Any], batch: Any, key: Array, index_BL: Array) -> tuple[Target, Hidden]:
+    def target(params: Mapping[str, Any], batch: Any, key: Array, index_BL: Array) -> tuple[Target, Further]:
         if isinstance(batch.target, States):
-            return batch.target.dense(params[TEACHER]), Hidden({})
+            return batch.target.dense(params[TEACHER]), Further()
         if batch.target is not None:
-            return batch.target, Hidden({})
+            return batch.target, Further()
         if not models:
-            return Labels(batch.label_BL), Hidden({})
+            return Labels(batch.label_BL), Further()
+        if across is not None:
+            model, own = models[TEACHER], batch.beside.batch
+            h_BLD, _ = model.hidden(params[TEACHER], own.tokens_BL, own.segment_BL, own.position_BL)
+            return Labels(batch.label_BL), Further(chunks=across(model.head(params[TEACHER], h_BLD), batch))
         heads, kept = {}, {}
         for name, model in models.items():
             inputs = params[name], batch.tokens_BL, batch.segment_BL, batch.position_BL
             h_BLD, states = model.hidden(*inputs, keep=layers if name == TEACHER else ())
             heads[name], kept = model.head(params[name], h_BLD), {**kept, **states}
         dense = Dense(batch.label_BL, heads.pop(TEACHER), heads)
-        return dense if keep is None else keep(dense, key, index_BL, sharding), Hidden(kept)
+        return dense if keep is None else keep(dense, key, index_BL, sharding), Further(kept)
 
     return target
 

@@ -11,7 +11,7 @@ from jaxdistill.errors import InputError
 from jaxdistill.experiment import Experiment, load_module
 from jaxdistill.program import build
 from jaxdistill.run import run
-from jaxdistill.start import Truncated
+from jaxdistill.start import Transplanted, Truncated
 
 
 def deep(tiny) -> Experiment:
@@ -77,6 +77,50 @@ def test_a_truncated_model_that_keeps_all_layers_begins_where_its_source_ended(s
     equal(state.params, analysis.load_run(directory).params)
 
 
+def respelt(source: Experiment, vocabulary, size: int, **changes) -> Experiment:
+    start = Transplanted(source, **changes)
+    tokens = dataclasses.replace(source.data, tokenizer=vocabulary)
+    return dataclasses.replace(source, start=start, model=start.config(source.model, size), data=tokens, steps=6)
+
+
+def test_a_transplant_to_the_same_tokenizer_is_the_model_itself(source):
+    experiment, directory = source
+    state = first_state(respelt(experiment, experiment.data.tokenizer, experiment.model.vocab_size), directory)
+    equal(state.params, analysis.load_run(directory).params)
+
+
+@pytest.mark.parametrize("fill", ["fvt", "mean", "normal"])
+def test_a_transplant_keeps_all_but_the_vocabulary_and_copies_what_both_spell(source, fill):
+    experiment, directory = source
+    before = analysis.load_run(directory).params
+    vocabulary = data.SentencePiece(280, characters=100_000)
+    wanted = respelt(experiment, vocabulary, 280, fill=fill)
+    tokenizer = data.prepare(wanted.data, None, True).tokenizer
+    params = jax.device_get(first_state(wanted, directory).params)
+    equal(params["layers"], before["layers"])
+    whole, old = np.asarray(before["embed_VD"]), [bytes([byte]) for byte in range(256)]
+    copied = 0
+    for token, spelt in enumerate(tokenizer.token_bytes.of_id):
+        if len(spelt) == 1 and tokenizer.token_bytes.of_id.index(spelt) == token:
+            np.testing.assert_array_equal(params["embed_VD"][token], whole[old.index(spelt)])
+            copied += 1
+        elif spelt and fill == "fvt":
+            expected = np.mean([whole[byte] for byte in spelt], axis=0)
+            np.testing.assert_allclose(params["embed_VD"][token], expected, rtol=1e-5, atol=1e-7)
+    assert copied > 200
+    np.testing.assert_array_equal(params["embed_VD"][tokenizer.eos_id], whole[256])
+
+
+def test_a_transplant_into_another_shape_is_refused(source):
+    experiment, _ = source
+    with pytest.raises(InputError, match=r"model\.num_layers is 3, and 4 in what start takes"):
+        dataclasses.replace(
+            respelt(experiment, data.Bytes(), 257), model=dataclasses.replace(experiment.model, num_layers=3)
+        )
+    with pytest.raises(InputError, match=r"start\.fill is 'zero'; it must be"):
+        Transplanted(experiment, "zero")
+
+
 def test_a_sweep_trains_the_source_first_and_the_result_names_it(tiny, tmp_path):
     student = cut(deep(tiny))
     sweep.sweep({"student": student}, tmp_path, experiment_file=tiny, quiet=True)
@@ -92,7 +136,7 @@ def test_overrides_reach_the_run_that_is_started_from(tiny):
 
 def test_a_model_of_another_shape_is_refused_by_its_first_difference(source):
     experiment, _ = source
-    with pytest.raises(InputError, match=r"model\.num_layers is 4, and 3 in the model that start takes its 3 layers"):
+    with pytest.raises(InputError, match=r"model\.num_layers is 4, and 3 in what start takes from the model it names"):
         dataclasses.replace(cut(experiment), model=experiment.model)
     with pytest.raises(InputError, match="layer 7 is to be kept"):
         Truncated(experiment, (0, 7)).config(experiment.model)

@@ -1,7 +1,7 @@
 """Two tokenizations of one text: byte-exact spans, chunks that both agree on, and what a chunk is worth to each model.
 
     Spelling.of -> locate -> align                       on the host: which chunk every token of a batch belongs to
-    boundary_logp -> merge -> chunk_logp -> ChunkKL      on the device: what chunks are worth, differentiable
+    boundary_logp -> merge -> chunk_logp                 on the device: what chunks are worth, differentiable
 
 The method is approximate likelihood matching (ALM, arXiv 2503.20083). `reference` holds the definitions, one row at a
 time and with loops; the rest is the same for a batch, without them.
@@ -11,18 +11,14 @@ are bytes and special tokens. L is the length of one side: teacher and student h
 """
 
 from jaxdistill.align.chunks import NO_CHUNK, Chunks, align
-from jaxdistill.align.divergences import ChunkKL, ChunkRenyi, ChunkReverseKL, ChunkTotalVariation
-from jaxdistill.align.likelihood import boundary_logp, chunk_logp, last_token, merge, scored
+from jaxdistill.align.likelihood import Debias, boundary_logp, chunk_logp, last_token, merge, scored
 from jaxdistill.align.spans import Spans, check_text, locate
 from jaxdistill.align.spelling import Spelling, shared_roles
 
 __all__ = [
     "NO_CHUNK",
-    "ChunkKL",
-    "ChunkRenyi",
-    "ChunkReverseKL",
-    "ChunkTotalVariation",
     "Chunks",
+    "Debias",
     "Spans",
     "Spelling",
     "align",

@@ -1,8 +1,11 @@
 """Chunks: the finest pieces of a text that both tokenizers cut it into (ALM, arXiv 2503.20083, appendix I).
 
-A chunk ends where a token of the teacher and a token of the student end at the same symbol. So the ends of chunks are
-the intersection of two sets of offsets, and a token belongs to the chunk whose number is how many of them lie at or
-before its start: one look-up in a running count. Nothing here is quadratic in the length.
+A border of a side is where one of its tokens ends, or its row begins. Chunks lie between neighbours among the borders
+that both sides have: the intersection of two sets of offsets. The number of a token's chunk is one less than how many
+of them lie at or before its start: one look-up in a running count. Nothing here is quadratic in the length.
+
+Where one side begins later, what the other has before the first common border is in no chunk, like what either has
+behind the last.
 """
 
 import dataclasses
@@ -15,7 +18,7 @@ from jaxdistill.align.spans import SHOWN, Spans, show
 from jaxdistill.align.spelling import BYTES, NOTHING, SPACES
 from jaxdistill.errors import InputError
 
-NO_CHUNK = -1  # of padding, of special tokens that the other side lacks, and behind the last common end
+NO_CHUNK = -1  # of padding, of special tokens that the other side lacks, and outside of the common borders
 
 
 @jax.tree_util.register_dataclass
@@ -35,10 +38,10 @@ class Chunks:
 
 
 def align(teacher: Spans, student: Spans, at: Literal["bytes", "spaces"] = "bytes") -> Chunks:
-    """The chunks of a batch in NumPy. Where one side was cut earlier, those that are whole on both sides.
+    """The chunks of a batch in NumPy. Where one side begins later or was cut earlier, those that are whole on both.
 
-    `at` says where a chunk may end: "bytes" wherever both sides end a token; "spaces" only where besides a special
-    token is next or last, or the next byte is a space, a newline or a tab.
+    `at` says where a chunk may end, and begin unless both rows do: "bytes" wherever both sides end a token; "spaces"
+    only where besides a special token is next or last, or the next byte is a space, a newline or a tab.
     Raises InputError where the two sides do not spell the same, and where they have symbols for different roles.
     """
     if at not in ("bytes", "spaces"):
@@ -46,12 +49,12 @@ def align(teacher: Spans, student: Spans, at: Literal["bytes", "spaces"] = "byte
     if teacher.shared != student.shared:
         raise InputError(f"the spans have symbols for {teacher.shared} and {student.shared}: give both the same roles")
     symbol_BY = _common_text(teacher, student)
-    is_end_BY = _ends(teacher, symbol_BY) & _ends(student, symbol_BY)
+    is_common_BY = _borders(teacher, symbol_BY) & _borders(student, symbol_BY)
     if at == "spaces":
-        is_end_BY &= _may_end(symbol_BY)
-    ended_BY = np.cumsum(is_end_BY, axis=1, dtype=np.int32)  # chunks that end at an offset or before
+        is_common_BY &= _may_end(symbol_BY) | _both_begin(teacher, student, symbol_BY)
+    chunk_BY = np.cumsum(is_common_BY, axis=1, dtype=np.int32) - 1  # the one that goes on behind each offset
     size = min(teacher.end_BL.shape[1], student.end_BL.shape[1])
-    return Chunks(_numbers(teacher, ended_BY), _numbers(student, ended_BY), np.arange(size) < ended_BY[:, -1:])
+    return Chunks(_numbers(teacher, chunk_BY), _numbers(student, chunk_BY), np.arange(size) < chunk_BY[:, -1:])
 
 
 def _common_text(teacher: Spans, student: Spans) -> np.ndarray:
@@ -78,12 +81,12 @@ def _common_text(teacher: Spans, student: Spans) -> np.ndarray:
     return np.maximum(*padded)
 
 
-def _ends(side: Spans, symbol_BY: np.ndarray) -> np.ndarray:
-    """bool [B, Y + 1]: the offsets, other than 0, at which a token ends."""
-    is_end_BY = np.zeros((len(symbol_BY), symbol_BY.shape[1] + 1), bool)
-    np.put_along_axis(is_end_BY, side.end_BL, True, axis=1)
-    is_end_BY[:, 0] = False  # tokens without width end there
-    return is_end_BY
+def _borders(side: Spans, symbol_BY: np.ndarray) -> np.ndarray:
+    """bool [B, Y + 1]: the offsets at which the row begins or a token ends."""
+    is_border_BY = np.zeros((len(symbol_BY), symbol_BY.shape[1] + 1), bool)
+    np.put_along_axis(is_border_BY, side.start_BL[:, :1], True, axis=1)
+    np.put_along_axis(is_border_BY, side.end_BL, True, axis=1)
+    return is_border_BY
 
 
 def _may_end(symbol_BY: np.ndarray) -> np.ndarray:
@@ -93,8 +96,14 @@ def _may_end(symbol_BY: np.ndarray) -> np.ndarray:
     return np.pad(opens_BY, ((0, 0), (0, 1))) | np.pad(is_special_BY, ((0, 0), (1, 0)))
 
 
-def _numbers(side: Spans, ended_BY: np.ndarray) -> np.ndarray:
+def _both_begin(teacher: Spans, student: Spans, symbol_BY: np.ndarray) -> np.ndarray:
+    """bool [B, Y + 1]: the offsets at which both rows begin."""
+    begin_B1 = teacher.start_BL[:, :1]
+    return (np.arange(symbol_BY.shape[1] + 1) == begin_B1) & (begin_B1 == student.start_BL[:, :1])
+
+
+def _numbers(side: Spans, chunk_BY: np.ndarray) -> np.ndarray:
     """int32 [B, L]: the chunk of every token."""
-    chunk_BL = np.take_along_axis(ended_BY, side.start_BL, axis=1)
-    is_inside_BL = (side.end_BL > side.start_BL) & (chunk_BL < ended_BY[:, -1:])
+    chunk_BL = np.take_along_axis(chunk_BY, side.start_BL, axis=1)
+    is_inside_BL = (side.end_BL > side.start_BL) & (chunk_BL < chunk_BY[:, -1:])
     return np.where(is_inside_BL, chunk_BL, NO_CHUNK).astype(np.int32)

@@ -3,8 +3,9 @@
 A token is the tuple of its symbols: bytes, and 256 and above for special tokens. One without symbols is in no chunk.
 """
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -17,42 +18,46 @@ Token = tuple[int, ...]
 
 
 def chunk_numbers(
-    teacher: Sequence[Token], student: Sequence[Token], at: Literal["bytes", "spaces"] = "bytes"
+    teacher: Sequence[Token],
+    student: Sequence[Token],
+    at: Literal["bytes", "spaces"] = "bytes",
+    begins: tuple[int, int] = (0, 0),
 ) -> tuple[list[int], list[int]]:
-    """The chunk of every token of the teacher, and of the student."""
-    ends = common_ends(teacher, student)
+    """The chunk of every token of the teacher, and of the student, whose rows begin at these symbols of their text."""
+    borders = common_borders(teacher, student, begins)
     if at == "spaces":
-        text = max(sum(teacher, ()), sum(student, ()), key=len)
-        ends = [end for end in ends if may_end(text, end)]
-    return numbers(teacher, ends), numbers(student, ends)
+        sides = zip((teacher, student), begins, strict=True)
+        text = dict(itertools.chain(*(enumerate(sum(side, ()), begin) for side, begin in sides)))
+        borders = [place for place in borders if (place, place) == begins or may_end(text, place)]
+    return numbers(teacher, borders, begins[0]), numbers(student, borders, begins[1])
 
 
-def common_ends(teacher: Sequence[Token], student: Sequence[Token]) -> list[int]:
-    """Where chunks end (ALM, appendix I): whoever is behind reads a token, and where both are level a chunk ends."""
-    ends, read, at = [], [0, 0], [0, 0]
+def common_borders(teacher: Sequence[Token], student: Sequence[Token], begins: tuple[int, int]) -> list[int]:
+    """Where chunks begin and end (ALM, appendix I): whoever is behind reads a token, until both are level."""
+    borders, read, at = [], [0, 0], list(begins)
     while True:
-        if at[0] == at[1] and at[0] > (ends[-1] if ends else 0):
-            ends.append(at[0])
+        if at[0] == at[1] and at[0] not in borders:
+            borders.append(at[0])
         behind = 0 if at[0] <= at[1] else 1
         side = (teacher, student)[behind]
         if read[behind] == len(side):
-            return ends
+            return borders
         at[behind] += len(side[read[behind]])
         read[behind] += 1
 
 
-def may_end(text: Token, end: int) -> bool:
+def may_end(text: Mapping[int, int], end: int) -> bool:
     """Whether a chunk may end at this offset of the text, where it must end at spaces."""
-    opens = end < len(text) and (text[end] >= BYTES or text[end] in SPACES)
+    opens = end in text and (text[end] >= BYTES or text[end] in SPACES)
     return opens or text[end - 1] >= BYTES
 
 
-def numbers(tokens: Sequence[Token], ends: Sequence[int]) -> list[int]:
-    """How many chunks end at the start of each token or before; NO_CHUNK for what is in none."""
-    found, start = [], 0
+def numbers(tokens: Sequence[Token], borders: Sequence[int], start: int) -> list[int]:
+    """One less than how many borders lie at the start of each token or before; NO_CHUNK for what is in no chunk."""
+    found = []
     for token in tokens:
-        chunk = sum(end <= start for end in ends)
-        found.append(chunk if token and chunk < len(ends) else NO_CHUNK)
+        chunk = sum(border <= start for border in borders) - 1
+        found.append(chunk if token and chunk < len(borders) - 1 else NO_CHUNK)
         start += len(token)
     return found
 

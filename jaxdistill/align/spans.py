@@ -20,8 +20,9 @@ class Spans:
     """Where the tokens of a batch lie. Padding and special tokens without a symbol have no width.
 
     Attributes:
-      start_BL, end_BL: int32, in symbols from the beginning of the row: bytes, where `shared` is empty.
-      symbol_BY: int16, what the tokens of each row spell together; NOTHING behind its end.
+      start_BL, end_BL: int32, in symbols (bytes, where `shared` is empty) from a place that both sides of a row share.
+        The row begins at start_BL[:, 0].
+      symbol_BY: int16, what the tokens of each row spell together; NOTHING before its beginning and behind its end.
       shared: the roles that have symbols, 256 and following.
     """
 
@@ -37,11 +38,13 @@ def locate(
     spelling: Spelling,
     shared: Sequence[str] = (),
     added_BL: np.ndarray | bool = False,
+    begin_B: np.ndarray | int = 0,
 ) -> Spans:
     """The spans of a batch: int [B, L] ids, bool [B, L] false in the padding.
 
     `added_BL`, bool [B, L], names the tokens that begin with a space which the text lacks, since the tokenizer put it
-    before a document; they are spelt without it.
+    before a document; they are spelt without it. `begin_B`, int [B], is how many symbols of the text come before those
+    of each row, where the other side begins earlier.
     Raises InputError where a real id is not one of the tokenizer's or has neither bytes nor a role, where an added
     space is none, and for a shared role that the tokenizer does not have.
     """
@@ -50,15 +53,17 @@ def locate(
     if missing := set(shared) - spelling.roles.keys():
         raise InputError(f"the tokenizer has no token for the shared role {min(missing)!r}: see shared_roles")
     tokens_BL = np.where(is_real_BL, tokens_BL, 0)
-    first_BL = spelling.starts[tokens_BL] + _added(tokens_BL, is_real_BL & added_BL, spelling)
-    has_none_V = np.zeros(len(spelling.starts) - 1, bool)
-    has_none_V[[token for role, token in spelling.roles.items() if role not in shared]] = True
-    has_width_BL = is_real_BL & ~has_none_V[tokens_BL]
-    width_BL = np.where(has_width_BL, spelling.starts[tokens_BL + 1] - first_BL, 0)
-    end_BL = np.cumsum(width_BL, axis=1, dtype=np.int32)
+    added_BL = _added(tokens_BL, is_real_BL & added_BL, spelling)
+    width_V = np.diff(spelling.starts)
+    width_V[[token for role, token in spelling.roles.items() if role not in shared]] = 0
+    width_BL = np.where(is_real_BL, width_V[tokens_BL] - added_BL, 0)
+    begin_B1 = np.broadcast_to(np.asarray(begin_B, np.int32), len(width_BL))[:, None]
+    end_BL = begin_B1 + np.cumsum(width_BL, axis=1, dtype=np.int32)
 
-    is_symbol_BY = np.arange(end_BL.max(initial=0)) < end_BL[:, -1:]
+    place_Y = np.arange(end_BL.max(initial=0), dtype=np.int32)
+    is_symbol_BY = (begin_B1 <= place_Y) & (place_Y < end_BL[:, -1:])
     symbol_BY = np.full(is_symbol_BY.shape, NOTHING, np.int16)
+    first_BL = spelling.starts[tokens_BL] + added_BL
     symbol_BY[is_symbol_BY] = _spell(first_BL.ravel(), width_BL.ravel(), spelling, shared)
     return Spans((end_BL - width_BL).astype(np.int32), end_BL, symbol_BY, tuple(shared))
 
@@ -68,10 +73,10 @@ def _spell(first_T: np.ndarray, width_T: np.ndarray, spelling: Spelling, shared:
     before_T = np.cumsum(width_T) - width_T
     place = np.repeat(first_T - before_T, width_T)
     place += np.arange(len(place))
-    own = [BYTES + list(spelling.roles).index(role) for role in shared]
-    renamed = np.arange(BYTES + len(spelling.roles), dtype=np.int16)
-    renamed[own] = BYTES + np.arange(len(shared))
-    return renamed[spelling.symbols[place]]
+    symbols = spelling.symbols.copy()
+    for number, role in enumerate(shared):
+        symbols[spelling.starts[spelling.roles[role]]] = BYTES + number
+    return symbols[place]
 
 
 def check_text(spans: Spans, texts: Sequence[bytes]) -> None:

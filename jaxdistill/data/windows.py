@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxdistill.align import Chunks
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +25,7 @@ class Batch:
       signals: further numbers of the tokens by name, [B, L] each, that token weights read, and target transforms too
         where the name ends in _BL.
       target: what a teacher said of these tokens, where it was kept: a Target of NumPy arrays.
+      beside: the same text in the tokens of another tokenizer, where the data are paired (`data.pairs`).
     """
 
     tokens_BL: jax.typing.ArrayLike
@@ -32,6 +35,21 @@ class Batch:
     position_BL: jax.typing.ArrayLike
     signals: Mapping[str, jax.typing.ArrayLike] = dataclasses.field(default_factory=dict)
     target: Any = None
+    beside: "Beside | None" = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Beside:
+    """The text of a batch in the teacher's tokens. A pytree, NumPy on the host.
+
+    Attributes:
+      batch: those tokens, [B, L_T], where L_T is a length of their own.
+      chunks: which chunk of the common text the labels of either side belong to: teacher_BL is [B, L_T].
+    """
+
+    batch: Batch
+    chunks: Chunks
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,8 +74,12 @@ class Windows:
 
     def batch(self, windows_B: np.ndarray) -> Batch:
         """The windows of these numbers, int [B]; the number -1 gives a row of padding."""
-        token = np.asarray(windows_B)[:, None] * self.length + np.arange(self.length + 1)
-        is_real = (token < len(self.tokens_T)) & (np.asarray(windows_B)[:, None] >= 0)
+        return self.cut(np.asarray(windows_B) * self.length)
+
+    def cut(self, first_B: np.ndarray) -> Batch:
+        """Rows whose first inputs are these tokens, int [B], anywhere in a window; a negative one gives padding."""
+        token = first_B[:, None] + np.arange(self.length + 1)
+        is_real = (token < len(self.tokens_T)) & (first_B[:, None] >= 0)
         tokens = np.where(is_real, self.tokens_T[np.where(is_real, token, 0)], self.eos_id).astype(np.int32)
         is_end = tokens == self.eos_id
         segment = np.where(is_real, 1 + np.cumsum(is_end, axis=1, dtype=np.int32) - is_end, 0).astype(np.int32)

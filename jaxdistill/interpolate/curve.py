@@ -1,10 +1,11 @@
 """The scores of the models between a student and its teacher, as a table and as a figure."""
 
 import csv
+import dataclasses
 import functools
 import io
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,7 +24,7 @@ from jaxdistill.interpolate.pair import Pair
 from jaxdistill.models.surgery import layers
 from jaxdistill.models.surgery.spliced import Plan, Spliced, plan, plan_of_teacher
 from jaxdistill.models.surgery.truncate import config_of_layers
-from jaxdistill.models.transformer import Config
+from jaxdistill.models.transformer import Config, Params
 from jaxdistill.parallel import rules
 from jaxdistill.parallel.mesh import Mesh
 from jaxdistill.program import head_sharding, precision
@@ -54,11 +55,16 @@ class Scorer:
         sums = precision(experiment.dtype)(jax.jit(evals.make_sums(spliced, teacher, sharding=head_sharding(mesh))))
         both = {"student": run.params, "teacher": params}
         by_sequence = NamedSharding(mesh, rules.spec("BL"))
-        self._sums = lambda plan, batch: sums(both | {"plan": plan}, params, jax.device_put(batch, by_sequence))
+        self._teacher, self._place = teacher, functools.partial(jax.device_put, device=by_sequence)
+        self._teacher_params, self._dtype = params, experiment.dtype
+        self._spliced = lambda plan, batch: sums(both | {"plan": plan}, params, batch)
 
     def __call__(self, plan: Plan) -> dict[str, float]:
         """Means a token, of `SCORES`."""
-        found = evals.score(functools.partial(self._sums, plan), self.text.batches(self._size))
+        return self._means(functools.partial(self._spliced, plan))
+
+    def _means(self, sums: Callable) -> dict[str, float]:
+        found = evals.score(lambda batch: sums(self._place(batch)), self.text.batches(self._size))
         return {**found.mean, "ece": found.reliability["model"].ece}
 
     def track(self, items: Sequence[Any], what: str) -> Iterable[Any]:
@@ -75,6 +81,12 @@ class Scorer:
         """The row of the teacher's layers `kept`, untrained."""
         config = config_of_layers(self.pair.teacher_config, kept)
         return _row(config, self(plan_of_teacher(kept, self.pair.num_layers)), "")
+
+    def whole(self, config: Config, params: Params) -> Row:
+        """The row of any model of the teacher's vocabulary; every shape compiles a program of its own."""
+        model = dataclasses.replace(self._teacher, config=config)
+        sums = precision(self._dtype)(jax.jit(evals.make_sums(model, self._teacher)))
+        return _row(config, self._means(lambda batch: sums(params, self._teacher_params, batch)), "")
 
 
 def _row(config: Config, scores: Mapping[str, float], replaced: str) -> Row:
@@ -132,21 +144,26 @@ def write(curves: Mapping[str, list[Row]], out: Path, name: str = "interpolation
 
 CAPTION = (
     "Loss and KL(teacher || model) over the number of parameters. Each point of a curve is a model that was never "
-    "trained: the student at the left with ever more blocks of the teacher at the right."
+    "trained: the student at the left with ever more blocks of the teacher at the right. The loss is cut off where the "
+    "first curve would have half of the height; the KL is logarithmic and leaves out the teacher, which has none."
 )
 
 
 @in_style
 def figure(curves: Mapping[str, list[Row]]) -> "Figure":
     """Loss and KL over size, a line for each curve."""
-    drawing, panels = canvas(9, 3.6, 1, 2)
-    looks = zip(itertools.cycle((*COLOURS, INK)), itertools.cycle("os^DvPx"), strict=False)
+    drawing, panels = canvas(9, 4.2, 1, 2)
+    looks = zip(itertools.cycle((*COLOURS, INK)), itertools.cycle("os^DvPx*h"), strict=False)  # no pair comes twice
     for (name, rows), (colour, marker) in zip(curves.items(), looks, strict=False):
         for panel, key in zip(panels, ("loss", "forward_kl"), strict=True):
-            sizes = [row["N_total"] for row in rows]
-            panel.plot(sizes, [row[key] for row in rows], color=colour, marker=marker, label=name)
+            points = [(row["N_total"], row[key]) for row in rows if key == "loss" or row[key] > 0]
+            panel.plot(*zip(*points, strict=True), color=colour, marker=marker, label=name)
+    lowest = min(row["loss"] for rows in curves.values() for row in rows)
+    highest = max(row["loss"] for row in next(iter(curves.values())))
+    panels[0].set_ylim(lowest - 0.1 * (highest - lowest), min(panels[0].get_ylim()[1], 2 * highest - lowest))
+    panels[1].set_yscale("log")
     for panel, label in zip(panels, ("validation loss, nats a token", "KL(teacher‖model), nats a token"), strict=True):
         panel.set_xlabel("parameters, embeddings included")
         panel.set_ylabel(label)
-    panels[0].legend()
+    drawing.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=4)
     return drawing

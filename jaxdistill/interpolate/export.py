@@ -10,14 +10,15 @@ import jax.numpy as jnp
 
 from jaxdistill import analysis, dims, exchange
 from jaxdistill.interpolate.pair import Pair
+from jaxdistill.models.huggingface import writing
 from jaxdistill.models.surgery import layers
 from jaxdistill.models.surgery.patch import INPUT, OUTPUT
 
 
-def export(pair: Pair, subset: Sequence[int], out: str | Path) -> str:
+def export(pair: Pair, subset: Sequence[int], out: str | Path, *, shard_bytes: int = writing.SHARD_BYTES) -> str:
     """Write the student with the layers in `subset` replaced, in the teacher's dtype, and give its architecture.
 
-    In memory are the two models and a tensor.
+    In memory are the two models and a file of `shard_bytes`.
 
     Raises InputError where `out` exists or no architecture of transformers computes the model.
     """
@@ -26,7 +27,9 @@ def export(pair: Pair, subset: Sequence[int], out: str | Path) -> str:
     teacher = exchange.load_stored(pair.teacher)
     dtype = jnp.result_type(*jax.tree.leaves(teacher))
     student = analysis.load_run(pair.student, dtype=dtype).params
-    return exchange.write_model(out, config, splice(pair, student, teacher, subset), pair.teacher)
+    return exchange.write_model(
+        out, config, splice(pair, student, teacher, subset), pair.teacher, shard_bytes=shard_bytes
+    )
 
 
 def splice(pair: Pair, student: Any, teacher: Any, subset: Sequence[int]) -> Any:

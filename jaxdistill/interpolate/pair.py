@@ -10,7 +10,7 @@ from jaxdistill.errors import InputError
 from jaxdistill.models.surgery import layers
 from jaxdistill.models.surgery.patch import patch_config
 from jaxdistill.models.transformer import Config
-from jaxdistill.start import START
+from jaxdistill.start import START, Truncated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +43,7 @@ class Pair:
         experiment = rundir.read_config(Path(run))
         rundir.read_result(Path(run))  # refuses what is not finished
         start = getattr(experiment, "start", None)
+        start = start if isinstance(start, Truncated) else None
         if start is None and (teacher is None or keep is None):
             raise InputError(
                 f"{run} did not start from the layers of another model: name its teacher and the layers they stand for"

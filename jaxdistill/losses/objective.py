@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from jax import Array
 
+from jaxdistill.losses.chunks import ChunkDivergence
 from jaxdistill.losses.hidden import Layers
 from jaxdistill.losses.loss import Loss
 from jaxdistill.losses.targets import Target
@@ -81,10 +82,15 @@ class Objective:
     def names(self) -> tuple[str, ...]:
         return tuple(name for name, _ in self.terms)
 
-    def split(self) -> tuple["Objective", "Objective"]:
-        """(the terms on logits, the terms on hidden states)."""
-        on_states = tuple((name, term) for name, term in self.terms if isinstance(term.loss, Layers))
-        return Objective(tuple(pair for pair in self.terms if pair not in on_states)), Objective(on_states)
+    def split(self) -> tuple["Objective", "Objective", "Objective"]:
+        """(the terms on logits, those on hidden states, those on chunks)."""
+
+        def of(*kinds: type) -> tuple[tuple[str, Term], ...]:
+            return tuple(pair for pair in self.terms if isinstance(pair[1].loss, kinds))
+
+        others = of(Layers, ChunkDivergence)
+        on_logits = tuple(pair for pair in self.terms if pair not in others)
+        return Objective(on_logits), Objective(of(Layers)), Objective(of(ChunkDivergence))
 
     def layers(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The layers of student and teacher whose hidden states the terms look at."""

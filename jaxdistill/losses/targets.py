@@ -5,14 +5,17 @@ A target is made before the gradient is taken, by the data, a teacher or a cache
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jaxdistill.head import MASKED, Head
 from jaxdistill.losses.vocabulary import WHOLE, Vocabulary
 
+Numbers = Array | np.ndarray
 NO_ID = int(jnp.iinfo(jnp.int32).max)  # an entry that holds nothing: it sorts last, and no vocabulary has it
 
 
@@ -87,10 +90,38 @@ class Dense:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Hidden:
-    """A teacher's hidden states by layer, [B, L, D] each; empty where no term looks at them."""
+class Chunked:
+    """What a teacher of another tokenizer says of the chunks of a text (`align`), and how a student answers.
 
-    states: Mapping[int, Array]
+    Attributes:
+      logp_BC: log-probability of each chunk, fp32, corrected as `debias` says.
+      is_real_BC: bool, the chunks that count.
+      chunk_BL: int32, the chunk of each of the student's labels; negative where there is none.
+      is_boundary_V: bool, the ids of the student's vocabulary that a boundary may begin with.
+      is_special_V: bool, its ids that are no text.
+      debias: the correction, as `align.chunk_logp` takes it.
+    """
+
+    logp_BC: Numbers
+    is_real_BC: Numbers
+    chunk_BL: Numbers
+    is_boundary_V: Numbers
+    is_special_V: Numbers
+    debias: Literal["none", "outcome", "both"] = dataclasses.field(metadata={"static": True})
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Further:
+    """What is known of a step's text beside the target.
+
+    Attributes:
+      states: a teacher's hidden states by layer, [B, L, D] each; empty where no term looks at them.
+      chunks: what a teacher of another tokenizer says, where there is one.
+    """
+
+    states: Mapping[int, Array] = dataclasses.field(default_factory=dict)
+    chunks: Chunked | None = None
 
 
 def logits_like(head: Head, z_BLV: Array, vocabulary: Vocabulary) -> Array:

@@ -1,7 +1,9 @@
 """Chunks: against the intersection of sets of offsets, on thousands of rows, and against the definition."""
 
+import dataclasses
 import itertools
 
+import jax
 import numpy as np
 import pytest
 
@@ -9,28 +11,42 @@ from jaxdistill.align import NO_CHUNK, align, locate, reference, shared_roles
 from jaxdistill.errors import InputError
 
 
-def aligned(teacher, student, at="bytes"):
+def aligned(teacher, student, at="bytes", begins=(0, 0)):
     shared = shared_roles(teacher.spelling, student.spelling)
-    sides = [locate(side.tokens_BL, side.is_real_BL, side.spelling, shared) for side in (teacher, student)]
+    sides = [
+        locate(side.tokens_BL, side.is_real_BL, side.spelling, shared, begin_B=begin_B)
+        for side, begin_B in zip((teacher, student), begins, strict=True)
+    ]
     return align(*sides, at=at)
 
 
-def offsets(tokens):
-    return list(itertools.accumulate(map(len, tokens)))
+def offsets(tokens, begin):
+    return list(itertools.accumulate(map(len, tokens), initial=begin))
 
 
-def oracle(teacher, student, at):
+def oracle(teacher, student, at, begins=(0, 0)):
     """The chunks of a row as [(tokens of the teacher, of the student)]: between neighbours of the common offsets."""
-    text = list(max(sum(teacher, ()), sum(student, ()), key=len))
-    ends = {0} | set(offsets(teacher)) & set(offsets(student))
+    sides = list(zip((teacher, student), begins, strict=True))
+    text = {begin + place: symbol for side, begin in sides for place, symbol in enumerate(sum(side, ()))}
+    common = set.intersection(*(set(offsets(*side)) for side in sides))
     if at == "spaces":
-        before = {place for place, symbol in enumerate(text) if symbol in (9, 10, 32, 256)}
-        ends &= {0} | before | {place + 1 for place, symbol in enumerate(text) if symbol == 256}
-    inside = lambda side, start, end: [  # noqa: E731
-        place for place, (token, last) in enumerate(zip(side, offsets(side), strict=True))
-        if token and start < last <= end
+        before = {place for place, symbol in text.items() if symbol in (9, 10, 32, 256)}
+        first = {begins[0]} if begins[0] == begins[1] else set()
+        common &= first | before | {place + 1 for place, symbol in text.items() if symbol == 256}
+    inside = lambda side, begin, low, high: [  # noqa: E731
+        place for place, (token, last) in enumerate(zip(side, offsets(side, begin)[1:], strict=True))
+        if token and low < last <= high
     ]  # fmt: skip
-    return [(inside(teacher, *ends), inside(student, *ends)) for ends in itertools.pairwise(sorted(ends))]
+    return [tuple(inside(*side, low, high) for side in sides) for low, high in itertools.pairwise(sorted(common))]
+
+
+def late(rng, side):
+    """The side without some tokens at the beginning of its rows, and how many symbols those had."""
+    left_B = rng.integers(0, side.tokens_BL.shape[1] + 1, len(side.spelt)) * (rng.random(len(side.spelt)) < 0.7)
+    is_left_BL = np.arange(side.tokens_BL.shape[1]) < left_B[:, None]
+    spelt = [[()] * left + row[left:] for row, left in zip(side.spelt, left_B, strict=True)]
+    begin_B = [sum(map(len, row[:left])) for row, left in zip(side.spelt, left_B, strict=True)]
+    return dataclasses.replace(side, is_real_BL=side.is_real_BL & ~is_left_BL, spelt=spelt), np.array(begin_B)
 
 
 def by_chunk(chunk_L):
@@ -59,6 +75,22 @@ def test_the_definition_says_the_same(draw, seed, at):
         for row, sides in enumerate(zip(teacher.spelt, student.spelt, strict=True)):
             defined = reference.chunk_numbers(*sides, at)
             assert (found.teacher_BL[row].tolist(), found.student_BL[row].tolist()) == defined
+
+
+@pytest.mark.parametrize("at", ["bytes", "spaces"])
+@pytest.mark.parametrize("seed", range(20))
+def test_rows_may_begin_anywhere_in_their_text(draw, seed, at):
+    rng = np.random.default_rng((seed, 8))
+    for batch in range(15):
+        (teacher, teacher_B), (student, student_B) = (late(rng, side) for side in draw((seed, batch, 8)))
+        found = aligned(teacher, student, at, (teacher_B, student_B))
+        for row, sides in enumerate(zip(teacher.spelt, student.spelt, strict=True)):
+            begins = int(teacher_B[row]), int(student_B[row])
+            expected = oracle(*sides, at, begins)
+            got = (found.teacher_BL[row], found.student_BL[row])
+            assert list(zip(*map(by_chunk, got), strict=True)) == expected
+            assert found.is_real_BC[row].tolist() == [c < len(expected) for c in range(found.is_real_BC.shape[1])]
+            assert tuple(chunk_L.tolist() for chunk_L in got) == reference.chunk_numbers(*sides, at, begins)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -105,6 +137,31 @@ def test_where_one_side_is_cut_earlier_only_chunks_whole_on_both_sides_are_left(
     assert found.teacher_BL.tolist() == [[0, NO_CHUNK, NO_CHUNK]]
     assert found.student_BL.tolist() == [[0, 0, NO_CHUNK]]
     assert found.is_real_BC.tolist() == [[True, False, False]]
+
+
+def test_what_comes_before_the_first_common_border_is_in_no_chunk(pair):
+    teacher, student = pair([[b"b c", b"d", b" e"]], [[b"a", b"b", b" ", b"cd", b" e"]])
+    found = aligned(teacher, student, begins=(1, 0))
+    assert found.teacher_BL.tolist() == [[0, 0, 1]]
+    assert found.student_BL.tolist() == [[NO_CHUNK, 0, 0, 0, 1]]
+    assert found.is_real_BC.tolist() == [[True, True, False]]
+    found = aligned(*pair([[b"b", b"c", b"d"]], [[b"ab", b"c", b"d"]]), begins=(1, 0))  # in the middle of a token
+    assert found.teacher_BL.tolist() == [[NO_CHUNK, 0, 1]] and found.student_BL.tolist() == [[NO_CHUNK, 0, 1]]
+    found = aligned(*pair([[b"b c", b"d", b" e", b" f"]], [[b"a", b"b c", b"d", b" e", b" f"]]), "spaces", (1, 0))
+    assert found.teacher_BL.tolist() == [[NO_CHUNK, NO_CHUNK, 0, NO_CHUNK]]  # a row begins there, and no word
+
+
+def test_the_same_rows_further_on_in_their_text_have_the_same_chunks(draw):
+    teacher, student = draw(0)
+    for at in ("bytes", "spaces"):
+        here, there = aligned(teacher, student, at), aligned(teacher, student, at, (7, 7))
+        assert all(map(np.array_equal, jax.tree.leaves(here), jax.tree.leaves(there)))
+
+
+def test_sides_that_share_no_symbol_have_no_chunk(pair):
+    found = aligned(*pair([[b"c", b"d"]], [[b"a", b"b"]]), begins=(3, 0))
+    assert not found.is_real_BC.any()
+    assert {*found.teacher_BL.ravel(), *found.student_BL.ravel()} == {NO_CHUNK}
 
 
 @pytest.mark.parametrize(

@@ -5,22 +5,28 @@ A changed default shows up here as a difference in every run that it touches; `p
 
 import csv
 import dataclasses
+import functools
 import math
 import pathlib
 import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, AxisType
 
 from jaxdistill import config, sweep
+from jaxdistill.across import Marks, says
+from jaxdistill.align import Chunks
 from jaxdistill.data import Batch
+from jaxdistill.data.windows import Beside
 from jaxdistill.experiment import Experiment, load_module
 from jaxdistill.losses.objective import Objective
 from jaxdistill.parallel import rules
 from jaxdistill.program import make_model
 from jaxdistill.step import init_state, make_step
+from jaxdistill.teacher import Across
 
 ROOT = pathlib.Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "configs"
@@ -41,13 +47,18 @@ def trace(experiment: Experiment):
     """The state after one step as shapes, without computing anything."""
     model = make_model(experiment)
     teachers = {} if experiment.teacher is None else {"teacher": make_model(experiment.teacher.run)}
-    keep = experiment.teacher.keep if experiment.teacher is not None else None
-    step = make_step(model, experiment.optim, Objective.of(experiment.objective), teachers=teachers, keep=keep)
+    keep, across = getattr(experiment.teacher, "keep", None), None
+    if isinstance(experiment.teacher, Across):
+        teacher, student = (Marks(*2 * [np.zeros(m.config.vocab_size, bool)]) for m in (teachers["teacher"], model))
+        across = functools.partial(says, chunking=experiment.teacher.chunking, teacher=teacher, student=student)
+    objective = Objective.of(experiment.objective)
+    step = make_step(model, experiment.optim, objective, teachers=teachers, keep=keep, across=across)
     state = jax.eval_shape(lambda key: init_state(model, experiment.optim, key), jax.random.key(0))
     teacher_params = {name: jax.eval_shape(t.init, jax.random.key(0)) for name, t in teachers.items()}
     shape = (experiment.batch, experiment.data.length)
     ids = jax.ShapeDtypeStruct(shape, jnp.int32)
     batch = Batch(ids, ids, jax.ShapeDtypeStruct(shape, jnp.float32), ids, ids)
+    batch = batch if across is None else dataclasses.replace(batch, beside=Beside(batch, Chunks(ids, ids, ids)))
     coef = {name: jnp.float32(1) for name in experiment.objective}
     after, metrics = jax.eval_shape(step, state, teacher_params, batch, experiment.optim.rates(0, 10), coef)
     assert after == state  # shapes and dtypes

@@ -1,6 +1,7 @@
 """Ops on a Head that never form all its logits: what the vocabulary of a language model costs is paid here.
 
 weighted_sum        an objective of several terms, in one pass; token_weights finds what its tokens count for
+token_values        the values of all tokens, differentiable, for what is no sum over them
 linear_sparse       any loss of the log-normaliser and the logits at a few ids
 linear_picks        those two, per token and differentiable
 linear_divergence   two whole distributions
@@ -16,6 +17,7 @@ from jaxdistill.losses.linear_heads.sample.api import linear_sample
 from jaxdistill.losses.linear_heads.sharding import Sharding
 from jaxdistill.losses.linear_heads.sparse.api import linear_picks, linear_sparse
 from jaxdistill.losses.linear_heads.top_k.api import linear_top_k
+from jaxdistill.losses.linear_heads.values import token_values
 
 __all__ = [
     "Sharding",
@@ -25,6 +27,7 @@ __all__ = [
     "linear_sample",
     "linear_sparse",
     "linear_top_k",
+    "token_values",
     "token_weights",
     "weighted_sum",
 ]

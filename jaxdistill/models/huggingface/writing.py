@@ -21,7 +21,7 @@ from jaxdistill.models.huggingface.tables import by_tensor, fuse
 from jaxdistill.models.transformer import Config, Params
 from jaxdistill.models.variant import Variant
 
-SHARD_BYTES = 5 * 10**9
+SHARD_BYTES = 10**9  # a shard is in memory until it is written
 
 
 def with_plain_logits(config: Config, params: Params) -> tuple[Variant, Params]:

@@ -12,18 +12,9 @@ import numpy as np
 import pytest
 from scipy import special
 
-from jaxdistill.align import (
-    ChunkKL,
-    ChunkRenyi,
-    ChunkReverseKL,
-    ChunkTotalVariation,
-    align,
-    chunk_logp,
-    locate,
-    scored,
-)
-from jaxdistill.align.divergences import FLOOR
+from jaxdistill.align import align, chunk_logp, locate, scored
 from jaxdistill.errors import InputError
+from jaxdistill.losses.chunks import FLOOR, ChunkKL, ChunkRenyi, ChunkReverseKL, ChunkTotalVariation
 
 decimal.getcontext().prec = 60
 U = 2.0**-24

@@ -94,7 +94,7 @@ class ChunkDivergence:
         """Its derivative in the student's log-probability."""
         raise NotImplementedError
 
-    def __call__(self, logp_teacher_BC: Array, logp_student_BC: Array) -> Array:
+    def __call__(self, logp_teacher_BC: jax.typing.ArrayLike, logp_student_BC: jax.typing.ArrayLike) -> Array:
         return _value(self, jnp.asarray(logp_teacher_BC, jnp.float32), jnp.asarray(logp_student_BC, jnp.float32))
 
 

@@ -1,0 +1,164 @@
+"""Can a model move to another tokenizer, and take what it knows along?
+
+    jaxdistill sweep experiments/cross_tokenizer.py
+    jaxdistill report experiments/cross_tokenizer.py
+
+Approximate likelihood matching (ALM, arXiv 2503.20083) on text every Python installation has. A model of 512 pieces is
+its own teacher: its embeddings are transplanted into another vocabulary, of 1024 pieces or of bytes, and the copy is
+trained until the chunks of text that both cut alike are worth the same to both. Against it: plain text without the
+teacher (SFT), both together, and ALM with other corrections of a chunk's likelihood.
+Expected: ALM ahead of SFT, most where the vocabularies differ most. Bits per byte compare all of them.
+"""
+
+import csv
+import dataclasses
+import io
+from pathlib import Path
+from typing import Any
+
+from jaxdistill import data, rundir
+from jaxdistill.across import Chunking
+from jaxdistill.evals.figures import svg
+from jaxdistill.experiment import Experiment
+from jaxdistill.losses.chunks import ChunkKL
+from jaxdistill.losses.cross_entropy import CrossEntropy
+from jaxdistill.losses.objective import Term
+from jaxdistill.models import ladder
+from jaxdistill.optim import AdamW
+from jaxdistill.scaling import page
+from jaxdistill.scaling.style import FAINT, canvas, in_style, styles
+from jaxdistill.start import Transplanted
+from jaxdistill.teacher import Across
+
+VOCABULARY, LENGTH = 512, 128
+STUDENTS = {  # the new vocabulary, its size, and how many of its tokens spell a window of the teacher's
+    "pieces": (data.SentencePiece(1024, characters=2_000_000), 1024, 112),
+    "bytes": (data.Bytes(), 257, 216),
+}
+SFT, ALM, BOTH = ("ce",), ("alm",), ("alm", "ce")
+SEEDS = (0, 1)
+
+
+def teacher() -> Experiment:
+    """Six layers of width 64 on pieces of text."""
+    return Experiment(
+        model=ladder.rung(6, 64, VOCABULARY, head_size=16, multiple=8, base_width=64),
+        data=data.Tokens(
+            data.Stdlib(),
+            data.SentencePiece(VOCABULARY, characters=2_000_000),
+            length=LENGTH,
+            validation_windows=256,
+        ),
+        objective={"ce": Term(CrossEntropy())},
+        steps=1500,
+        batch=16,
+        optim=AdamW(peak=1e-2, warmup=150),
+        checkpoint_every=500,
+        protocol="teacher",
+    )
+
+
+def student(kind: str, terms: tuple[str, ...], chunking: Chunking = Chunking(), seed: int = 0) -> Experiment:
+    """The teacher in another vocabulary, trained with these terms: "ce" on the text, "alm" against the teacher."""
+    tokenizer, size, length = STUDENTS[kind]
+    start = Transplanted(teacher())
+    objective = {"ce": Term(CrossEntropy()), "alm": Term(ChunkKL())}
+    return dataclasses.replace(
+        teacher(),
+        model=start.config(teacher().model, size),
+        data=dataclasses.replace(teacher().data, tokenizer=tokenizer, length=length),
+        start=start,
+        teacher=Across(teacher(), chunking) if "alm" in terms else None,
+        objective={name: objective[name] for name in terms},
+        steps=300,
+        optim=AdamW(peak=5e-3, warmup=30),
+        seed=seed,
+        protocol=kind,
+    )
+
+
+def config() -> Experiment:
+    """ALM into another vocabulary of pieces."""
+    return student("pieces", ALM)
+
+
+def sweep() -> dict[str, Experiment]:
+    """Every objective for both vocabularies, other corrections of ALM, and a transplant that is hardly trained."""
+    runs = {"teacher": teacher()}
+    for kind in STUDENTS:
+        for terms in (SFT, ALM, BOTH):
+            for seed in SEEDS:
+                runs[f"{kind}-{'+'.join(terms)}-{seed}"] = student(kind, terms, seed=seed)
+        runs |= {
+            f"{kind}-alm-uncorrected": student(kind, ALM, Chunking(debias="none")),
+            f"{kind}-alm-both-sides": student(kind, ALM, Chunking(debias="both")),
+            f"{kind}-alm-unmerged": student(kind, ALM, Chunking(gamma=0.0)),
+            f"{kind}-untrained": dataclasses.replace(student(kind, SFT), steps=1, optim=AdamW(peak=1e-9, warmup=1)),
+        }
+    return runs
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The report
+
+
+def report(directory: Path) -> list[Path]:
+    """A table, a figure and a page of the finished sweep in a directory."""
+    rows = [row_of(name, directory / name) for name in sweep()]
+    text = io.StringIO()
+    table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    drawing = svg(figure(rows))
+    contents = {
+        "csv": text.getvalue(),
+        "svg": drawing,
+        "html": page.of_rows("Can a model move to another tokenizer?", rows, {CAPTION: drawing}),
+    }
+    for ending, content in contents.items():
+        rundir.write_atomically(directory / f"cross_tokenizer.{ending}", content)
+    return [directory / f"cross_tokenizer.{ending}" for ending in contents]
+
+
+def row_of(name: str, directory: Path) -> dict[str, Any]:
+    """What a run came to."""
+    experiment, result = rundir.read_config(directory), rundir.read_result(directory)
+    return {
+        "run": name,
+        "vocabulary": experiment.protocol,
+        "arm": name.removeprefix(f"{experiment.protocol}-").removesuffix(f"-{experiment.seed}"),
+        "seed": experiment.seed,
+        "bits per byte": result["bits_per_byte"],
+        "loss": result["loss"],
+        "seconds": result["seconds"],
+    }
+
+
+CAPTION = (
+    "Bits per byte of validation text: the lower the better. Left: a vocabulary of 1024 pieces; right: bytes. "
+    "Several points in a row are seeds. Dashed: the teacher, in its own vocabulary."
+)
+
+
+@in_style
+def figure(rows: list[dict[str, Any]]) -> Any:
+    """A row an arm, a panel a vocabulary."""
+    drawing, panels = canvas(9, 3, 1, len(STUDENTS))
+    source = next(row["bits per byte"] for row in rows if row["run"] == "teacher")
+    for panel, kind in zip(panels, STUDENTS, strict=True):
+        own = sorted((row for row in rows if row["vocabulary"] == kind), key=lambda row: row["bits per byte"])
+        arms = list(dict.fromkeys(row["arm"] for row in own))
+        ((colour, marker),) = styles(1)
+        panel.plot(
+            [row["bits per byte"] for row in own],
+            [arms.index(row["arm"]) for row in own],
+            color=colour,
+            marker=marker,
+            linestyle="none",
+        )
+        panel.axvline(source, color=FAINT, linestyle="--", zorder=1)
+        panel.set_yticks(range(len(arms)), arms)
+        panel.set_ylim(len(arms) - 0.5, -0.5)
+        panel.set_title(kind)
+        panel.set_xlabel("bits per byte")
+    return drawing
