@@ -2,8 +2,9 @@
 
 import csv
 import dataclasses
+import functools
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,12 +71,7 @@ def load_run(path: str | Path, step: int | None = None, *, mesh: Mesh | None = N
       InputError: no run there, no such checkpoint, or one that cannot be read.
     """
     directory = Path(path)
-    experiment = rundir.read_config(directory)
-    steps = checkpoint.steps(directory / "checkpoints")
-    if not steps or (step is not None and step not in steps):
-        have = f"those of steps {', '.join(map(str, steps))}" if steps else "none"
-        raise InputError(f"{directory} has no checkpoint{'' if step is None else f' of step {step}'}; there are {have}")
-    step = steps[-1] if step is None else step
+    experiment, step = rundir.read_config(directory), _step(directory, step)
     built = mesh.build() if mesh is not None else Mesh(fsdp=1).build(jax.devices()[:1])
     model = make_model(experiment, built)
     abstract = jax.eval_shape(model.init, jax.random.key(0))
@@ -84,6 +80,57 @@ def load_run(path: str | Path, step: int | None = None, *, mesh: Mesh | None = N
     params = checkpoint.load_params(directory / "checkpoints", step, on_mesh)
     result = rundir.read_result(directory) if rundir.is_finished(directory) else None
     return Run(experiment, step, model, params, result, directory)
+
+
+RECENT = 4  # arrays of a `stored_params` in memory: queries, keys and values may be one tensor for others
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stored:
+    """A parameter on disk, which is read when a part of it is asked for.
+
+    Attributes:
+      shape, dtype: of the array.
+      read: gives it.
+    """
+
+    shape: tuple[int, ...]
+    dtype: Any
+    read: Callable[[], jax.Array]
+
+    def __getitem__(self, index: Any) -> jax.Array:
+        return self.read()[index]
+
+
+def stored_params(path: str | Path, dtype: Any) -> dict[str, Any]:
+    """The parameters of a run's last checkpoint as `Stored`, of which only the RECENT ones are in memory.
+
+    For what goes through a model array by array, however large it is. Raises InputError as `load_run`.
+    """
+    directory = Path(path)
+    step, model = _step(directory), make_model(rundir.read_config(directory))
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+    @functools.lru_cache(maxsize=RECENT)
+    def read(keys: tuple[str, ...], shape: tuple[int, ...]) -> jax.Array:
+        leaf = jax.ShapeDtypeStruct(shape, dtype, sharding=device)
+        alone: Any = functools.reduce(lambda inner, key: {key: inner}, reversed(keys), leaf)
+        return jax.tree.leaves(checkpoint.load_params(directory / "checkpoints", step, alone))[0]
+
+    def stored(path: tuple[Any, ...], x: jax.ShapeDtypeStruct) -> Stored:
+        keys = tuple(key.key for key in path)
+        return Stored(x.shape, jnp.dtype(dtype), functools.partial(read, keys, x.shape))
+
+    return jax.tree_util.tree_map_with_path(stored, jax.eval_shape(model.init, jax.random.key(0)))
+
+
+def _step(directory: Path, step: int | None = None) -> int:
+    """The step of a checkpoint, or of the last one; InputError where it is not there."""
+    steps = checkpoint.steps(directory / "checkpoints")
+    if not steps or (step is not None and step not in steps):
+        have = f"those of steps {', '.join(map(str, steps))}" if steps else "none"
+        raise InputError(f"{directory} has no checkpoint{'' if step is None else f' of step {step}'}; there are {have}")
+    return steps[-1] if step is None else step
 
 
 def rows(directory: str | Path) -> list[dict[str, Any]]:

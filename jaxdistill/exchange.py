@@ -171,13 +171,15 @@ def export_model(run: str | Path, out: str | Path, *, shard_bytes: int = writing
     run = Path(run)
     experiment = rundir.read_config(run)
     check_exportable(experiment.model, run)  # refuse before anything is loaded
-    return write_model(out, experiment.model, load_stored(run), run, shard_bytes=shard_bytes)
+    return write_model(
+        out, experiment.model, analysis.stored_params(run, stored_dtype(run)), run, shard_bytes=shard_bytes
+    )
 
 
-def load_stored(run: Path) -> Any:
-    """The parameters of a run in the dtype they are stored in."""
+def stored_dtype(run: Path) -> str:
+    """The dtype that the parameters of a run are stored in."""
     experiment = rundir.read_config(run)
-    return analysis.load_run(run, dtype=experiment.dtype if isinstance(experiment, Imported) else "float32").params
+    return experiment.dtype if isinstance(experiment, Imported) else "float32"
 
 
 def check_exportable(config: Config, like: Path) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from jaxdistill import analysis, dims, exchange
 from jaxdistill.interpolate.pair import Pair
@@ -18,15 +17,14 @@ from jaxdistill.models.surgery.patch import INPUT, OUTPUT
 def export(pair: Pair, subset: Sequence[int], out: str | Path, *, shard_bytes: int = writing.SHARD_BYTES) -> str:
     """Write the student with the layers in `subset` replaced, in the teacher's dtype, and give its architecture.
 
-    In memory are the two models and a file of `shard_bytes`.
+    In memory are a few arrays of each and a file of `shard_bytes`.
 
     Raises InputError where `out` exists or no architecture of transformers computes the model.
     """
     config = pair.config(subset)
     exchange.check_exportable(config, pair.teacher)  # refuse before anything is loaded
-    teacher = exchange.load_stored(pair.teacher)
-    dtype = jnp.result_type(*jax.tree.leaves(teacher))
-    student = analysis.load_run(pair.student, dtype=dtype).params
+    dtype = exchange.stored_dtype(pair.teacher)
+    student, teacher = (analysis.stored_params(run, dtype) for run in (pair.student, pair.teacher))
     return exchange.write_model(
         out, config, splice(pair, student, teacher, subset), pair.teacher, shard_bytes=shard_bytes
     )

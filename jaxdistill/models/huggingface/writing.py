@@ -36,9 +36,9 @@ def with_plain_logits(config: Config, params: Params) -> tuple[Variant, Params]:
     if scale == 1:
         return Variant(**values), params
     offset = 1.0 if getattr(design.norm, "unit_offset", False) else 0.0
-    folded = {"norm_D": (params["norm_D"] + offset) * scale - offset}
+    folded = {"norm_D": (params["norm_D"][...] + offset) * scale - offset}
     if "norm_bias_D" in params:
-        folded["norm_bias_D"] = params["norm_bias_D"] * scale
+        folded["norm_bias_D"] = params["norm_bias_D"][...] * scale
     return Variant(**values), params | folded
 
 
