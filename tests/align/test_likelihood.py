@@ -23,6 +23,7 @@ from jaxdistill.align import (
     shared_roles,
 )
 from jaxdistill.errors import InputError
+from jaxdistill.losses.chunks import ChunkKL, ChunkRenyi, ChunkReverseKL, ChunkTotalVariation
 
 U = 2.0**-24
 LENGTH = 64  # of all batches of a test, so that there is one program
@@ -194,3 +195,24 @@ def test_a_chunk_counts_if_every_token_of_it_has_a_log_probability_on_both_sides
 def test_a_threshold_that_is_no_probability_is_refused(draw, gamma):
     with pytest.raises(InputError, match="gamma is"):
         merge(chunks_of(draw, 0), jnp.zeros((8, LENGTH)), gamma)
+
+
+@pytest.mark.parametrize("divergence", [ChunkKL(), ChunkReverseKL(), ChunkRenyi(), ChunkTotalVariation()], ids=str)
+def test_one_model_with_one_tokenizer_has_no_divergence_and_no_gradient(draw, divergence):
+    side, _ = draw(0)
+    of_side = locate(side.tokens_BL, side.is_real_BL, side.spelling, tuple(side.spelling.roles))
+    chunks, size = align(of_side, of_side), side.tokens_BL.shape[1]
+    logp_BL = jnp.asarray(-np.exp(np.random.default_rng(0).normal(size=side.tokens_BL.shape)), jnp.float32)
+    chunks = scored(chunks, side.is_real_BL, side.is_real_BL)
+
+    def loss(logp_student_BL):
+        teacher_BC, student_BC = (
+            chunk_logp(x_BL, chunk_BL, size)
+            for x_BL, chunk_BL in ((logp_BL, chunks.teacher_BL), (logp_student_BL, chunks.student_BL))
+        )
+        return jnp.sum(chunks.is_real_BC * divergence(teacher_BC, student_BC))
+
+    value, slope_BL = jax.value_and_grad(loss)(logp_BL)
+    assert chunks.is_real_BC.sum() == side.is_real_BL.sum() > 0
+    assert value == 0 and not np.any(slope_BL)
+    assert np.any(jax.grad(loss)(logp_BL - 1))

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from scipy import special
 
-from jaxdistill.align import align, chunk_logp, locate, scored
 from jaxdistill.errors import InputError
 from jaxdistill.losses.chunks import FLOOR, ChunkKL, ChunkRenyi, ChunkReverseKL, ChunkTotalVariation
 
@@ -150,27 +149,6 @@ def test_the_divergence_of_a_chunk_is_at_most_that_of_the_distributions_it_is_fr
     assert np.all(value <= whole * (1 + 64 * U))
     total_variation = ChunkTotalVariation(1.0)(log_p, log_q)
     np.testing.assert_allclose(total_variation.sum(-1), np.abs(np.exp(log_p) - np.exp(log_q)).sum(-1), atol=1e-5)
-
-
-@pytest.mark.parametrize("divergence", ALL, ids=str)
-def test_one_model_with_one_tokenizer_has_no_divergence_and_no_gradient(draw, divergence):
-    side, _ = draw(0)
-    of_side = locate(side.tokens_BL, side.is_real_BL, side.spelling, tuple(side.spelling.roles))
-    chunks, size = align(of_side, of_side), side.tokens_BL.shape[1]
-    logp_BL = jnp.asarray(-np.exp(np.random.default_rng(0).normal(size=side.tokens_BL.shape)), jnp.float32)
-    chunks = scored(chunks, side.is_real_BL, side.is_real_BL)
-
-    def loss(logp_student_BL):
-        teacher_BC, student_BC = (
-            chunk_logp(x_BL, chunk_BL, size)
-            for x_BL, chunk_BL in ((logp_BL, chunks.teacher_BL), (logp_student_BL, chunks.student_BL))
-        )
-        return jnp.sum(chunks.is_real_BC * divergence(teacher_BC, student_BC))
-
-    value, slope_BL = jax.value_and_grad(loss)(logp_BL)
-    assert chunks.is_real_BC.sum() == side.is_real_BL.sum() > 0
-    assert value == 0 and not np.any(slope_BL)
-    assert np.any(jax.grad(loss)(logp_BL - 1))
 
 
 def test_the_teacher_gets_no_gradient():
