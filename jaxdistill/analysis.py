@@ -114,8 +114,7 @@ def stored_params(path: str | Path, dtype: Any) -> dict[str, Any]:
     @functools.lru_cache(maxsize=RECENT)
     def read(keys: tuple[str, ...], shape: tuple[int, ...]) -> jax.Array:
         leaf = jax.ShapeDtypeStruct(shape, dtype, sharding=device)
-        alone: Any = functools.reduce(lambda inner, key: {key: inner}, reversed(keys), leaf)
-        return jax.tree.leaves(checkpoint.load_params(directory / "checkpoints", step, alone))[0]
+        return checkpoint.load_param(directory / "checkpoints", step, keys, leaf)
 
     def stored(path: tuple[Any, ...], x: jax.ShapeDtypeStruct) -> Stored:
         keys = tuple(key.key for key in path)

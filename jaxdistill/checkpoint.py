@@ -10,7 +10,7 @@ import functools
 import shutil
 from collections.abc import Generator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 from absl import logging
@@ -145,10 +145,15 @@ def load_params(directory: Path, step: int, abstract: dict[str, Any]) -> Any:
     """
 
     def load(path: tuple[Any, ...], leaf: Any) -> Any:
-        alone = functools.reduce(lambda inner, key: {key.key: inner}, reversed(path), leaf)
-        return jax.tree.leaves(load_parts(directory, step, {"params": alone}))[0]
+        return load_param(directory, step, tuple(key.key for key in path), leaf)
 
     return jax.tree_util.tree_map_with_path(load, abstract)
+
+
+def load_param(directory: Path, step: int, keys: tuple[str, ...], abstract: jax.ShapeDtypeStruct) -> jax.Array:
+    """One parameter of one checkpoint, which `keys` lead to, as `load_params`."""
+    alone = functools.reduce(lambda inner, key: {key: inner}, reversed(("params", *keys)), cast(Any, abstract))
+    return jax.tree.leaves(load_parts(directory, step, alone))[0]
 
 
 def load_parts(directory: Path, step: int, abstract: dict[str, Any]) -> dict[str, Any]:

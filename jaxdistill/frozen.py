@@ -105,6 +105,8 @@ def beside(
 ) -> tuple[Dataset, tuple[Marks, Marks]]:
     """The dataset with the text in the tokens of the run in `directory` too, and what the ids of the two are.
 
+    Only training looks at the teacher's tokens: validation stays as it is.
+
     Raises InputError where the tokenizers do not keep the bytes of the text.
     """
     other = load_tokenizer(directory / "tokenizer")
@@ -113,7 +115,7 @@ def beside(
         Spelling.of(tokenizer.token_bytes.of_id, {"eos": tokenizer.eos_id}) for tokenizer in (other, dataset.tokenizer)
     )
     of_teacher, of_student = map(Marks.of, spellings)
-    return paired, (of_teacher, of_student)
+    return dataclasses.replace(paired, held_out=dataset.held_out), (of_teacher, of_student)
 
 
 def teacher_of(cache: Path) -> Path:
