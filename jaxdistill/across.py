@@ -87,9 +87,7 @@ def says(
         chunks = _followed(chunks)
     size = chunks.is_real_BC.shape[1]
     logp_BC = align.chunk_logp(logp_BL, chunks.teacher_BL, size, boundary_BL, chunking.debias)
-    return Chunked(
-        logp_BC, chunks.is_real_BC, chunks.student_BL, student.is_boundary_V, student.is_special_V, chunking.debias
-    )
+    return Chunked(logp_BC, chunks.is_real_BC, chunks.student_BL, chunking.debias)
 
 
 def answers(
@@ -99,20 +97,22 @@ def answers(
     label_BL: Array,
     weight_BL: Array,
     *,
+    marks: Marks | None,
     sharding: Sharding = Sharding(),
     **streaming: Any,
 ) -> dict[str, Array]:
     """{name: fp32 [B, L]}: what each chunk costs at its last token, and 0 elsewhere; differentiable in `head`.
 
-    Raises InputError where no teacher speaks of chunks.
+    `marks` are of the student's ids. Raises InputError where no teacher speaks of chunks.
     """
     if not divergences:
         return {}
-    if target is None:
+    if target is None or marks is None:
         raise InputError(
-            f"{next(iter(divergences))} compares chunks, of which no teacher speaks: set experiment.teacher to Across"
+            f"{next(iter(divergences))} compares chunks, of which no teacher speaks: set experiment.teacher to Across, "
+            "or to Cached with a Chunking"
         )
-    marks, size = Marks(target.is_boundary_V, target.is_special_V), target.is_real_BC.shape[1]
+    size = target.is_real_BC.shape[1]
     logp_BL, boundary_BL = token_logp(head, label_BL, weight_BL, marks, sharding=sharding, **streaming)
     logp_BC = align.chunk_logp(logp_BL, target.chunk_BL, size, boundary_BL, target.debias)
     last_BC = align.last_token(target.chunk_BL, size)

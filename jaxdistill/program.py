@@ -47,12 +47,12 @@ def build(
     teachers: Mapping[str, Transformer] = NONE,
     devices: Any = None,
     validation: Objective | None = None,
-    marks: tuple[Marks, Marks] | None = None,
+    marks: tuple[Marks | None, Marks] | None = None,
 ) -> Program:
     """The program of an experiment on these devices (default: all), with its frozen models by name.
 
     `validation` is what an evaluation measures (default: `evals.objective`). `marks` are of the
-    teacher's ids and of the student's, where they have two tokenizers.
+    teacher's ids, where it speaks in the run, and of the student's, where the two have other tokenizers.
 
     Raises InputError where its shapes cannot shard.
     """
@@ -81,7 +81,7 @@ def build(
 
     sharding = head_sharding(mesh)
     across = None
-    if isinstance(experiment.teacher, Across) and marks is not None:
+    if isinstance(experiment.teacher, Across) and marks is not None and marks[0] is not None:
         across = functools.partial(
             says, chunking=experiment.teacher.chunking, teacher=marks[0], student=marks[1], sharding=sharding
         )
@@ -92,6 +92,7 @@ def build(
         teachers=teachers,
         keep=experiment.teacher.keep if isinstance(experiment.teacher, Online) else None,
         across=across,
+        marks=None if marks is None else marks[1],
         controllers=experiment.controllers,
         seed=experiment.seed,
         accumulate=experiment.accumulate,

@@ -19,7 +19,7 @@ import optax
 from jax import Array
 
 from jaxdistill import dims
-from jaxdistill.across import answers
+from jaxdistill.across import Marks, answers
 from jaxdistill.losses import reduce
 from jaxdistill.losses.linear_heads import Sharding, token_weights, weighted_sum
 from jaxdistill.losses.objective import Objective
@@ -63,6 +63,7 @@ def make_step(
     teachers: Mapping[str, Any] = NONE,
     keep: Callable | None = None,
     across: Callable | None = None,
+    marks: Marks | None = None,
     controllers: Mapping[str, Any] = NONE,
     seed: int = 0,
     accumulate: int = 1,
@@ -79,6 +80,7 @@ def make_step(
       teachers: frozen models by name, "teacher" among them, or none; `teacher_params` has the same names.
       keep: what of the teacher's distribution becomes the target, as `teacher.Online.keep`.
       across: of a teacher with a tokenizer of its own, as `make_target` takes it.
+      marks: of the student's ids, where chunks are compared.
       controllers: by name; their values are knobs that terms may read.
       seed: of a random `keep`.
       accumulate: micro-batches a batch is cut into; sums and counts add, so uneven and empty rows stay exact.
@@ -106,7 +108,9 @@ def make_step(
         for name, term in on_states.terms:
             values[name] = term.loss(kept, further.states, weight_BL)
         divergences = {name: term.loss for name, term in on_chunks.terms}
-        values |= answers(divergences, head, further.chunks, batch.label_BL, weight_BL, sharding=sharding, **streaming)
+        values |= answers(
+            divergences, head, further.chunks, batch.label_BL, weight_BL, marks=marks, sharding=sharding, **streaming
+        )
         for name in (*on_states.names, *on_chunks.names):
             total += jnp.sum(objective.coef(name, knobs) * weights.get(name, weight_BL) * values[name])
         return total, reduce.sums(values, weight_BL)

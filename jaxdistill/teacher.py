@@ -18,7 +18,7 @@ from jaxdistill.cache.samplers import Draws, Sampler, Top
 from jaxdistill.cache.states import LastStates, States
 from jaxdistill.errors import InputError
 from jaxdistill.losses.linear_heads import Sharding
-from jaxdistill.losses.targets import Dense, Further, Labels, Target
+from jaxdistill.losses.targets import Chunked, Dense, Further, Labels, Target
 
 __all__ = ["Across", "Cached", "Draws", "Online", "Top", "make_target", "token_index"]
 
@@ -151,6 +151,8 @@ def make_target(
     def target(params: Mapping[str, Any], batch: Any, key: Array, index_BL: Array) -> tuple[Target, Further]:
         if isinstance(batch.target, States):
             return batch.target.dense(params[TEACHER]), Further()
+        if isinstance(batch.target, Chunked):
+            return Labels(batch.label_BL), Further(chunks=batch.target)
         if batch.target is not None:
             return batch.target, Further()
         if not models:

@@ -80,7 +80,9 @@ def test_teacher_and_student_say_what_their_whole_logits_say(case, debias, gamma
         np.testing.assert_allclose(
             np.where(target.is_real_BC, target.logp_BC, 0), np.where(target.is_real_BC, expected_BC, 0), rtol=1e-5
         )
-    value_BL = answers({"tv": ChunkTotalVariation(np.inf)}, heads[1], target, batch.label_BL, batch.weight_BL)["tv"]
+    value_BL = answers(
+        {"tv": ChunkTotalVariation(np.inf)}, heads[1], target, batch.label_BL, batch.weight_BL, marks=marks[1]
+    )["tv"]
     own_BC = by_definition(heads[1], batch, marks[1], target.chunk_BL, size, debias)
     expected = np.abs(np.where(target.is_real_BC, target.logp_BC - own_BC, 0)).sum(1)
     np.testing.assert_allclose(np.asarray(value_BL).sum(1), expected, rtol=1e-4, atol=1e-5)
@@ -103,7 +105,7 @@ def test_one_model_with_one_tokenizer_costs_nothing_and_moves_nothing(text, debi
 
     def cost(params):
         head = head_of(model, params, batch)
-        return answers({"alm": ChunkKL()}, head, target, batch.label_BL, batch.weight_BL)["alm"].sum()
+        return answers({"alm": ChunkKL()}, head, target, batch.label_BL, batch.weight_BL, marks=marks)["alm"].sum()
 
     value, gradient = jax.value_and_grad(cost)(params)
     assert value == 0

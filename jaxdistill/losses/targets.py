@@ -91,22 +91,18 @@ class Dense:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Chunked:
-    """What a teacher of another tokenizer says of the chunks of a text (`align`), and how a student answers.
+    """What a teacher of another tokenizer says of the chunks of a text (`align`).
 
     Attributes:
       logp_BC: log-probability of each chunk, fp32, corrected as `debias` says.
       is_real_BC: bool, the chunks that count.
       chunk_BL: int32, the chunk of each of the student's labels; negative where there is none.
-      is_boundary_V: bool, the ids of the student's vocabulary that a boundary may begin with.
-      is_special_V: bool, its ids that are no text.
       debias: the correction, as `align.chunk_logp` takes it.
     """
 
     logp_BC: Numbers
     is_real_BC: Numbers
     chunk_BL: Numbers
-    is_boundary_V: Numbers
-    is_special_V: Numbers
     debias: Literal["none", "outcome", "both"] = dataclasses.field(metadata={"static": True})
 
 
