@@ -29,12 +29,18 @@ EXPERIMENT_MODULE = "experiment"
 
 
 def fields(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(path, value as text) of every field, depth first: dataclasses show their class, dicts their keys."""
+    """(path, value as text) of every field, depth first: dataclasses show their class, dicts their keys.
+
+    A field whose metadata says "later" was added when there were runs already: it is left out while it has its default,
+    so that they keep their identity.
+    """
     path = prefix.removesuffix(".")
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         yield path, _reference(type(config))
         for field in dataclasses.fields(config):
-            yield from fields(getattr(config, field.name), f"{prefix}{field.name}.")
+            value = getattr(config, field.name)
+            if not (field.metadata.get("later") and value == field.default):
+                yield from fields(value, f"{prefix}{field.name}.")
     elif isinstance(config, Mapping):
         yield path, "dict"
         for key, value in config.items():

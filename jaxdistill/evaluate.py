@@ -6,13 +6,11 @@ and on questions. The results go to `eval.json` and to a page that opens offline
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
-from jax.sharding import NamedSharding
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -143,7 +141,7 @@ class _Subject:
             raise InputError(f"{directory} is an imported model and has no text of its own: name one, or questions")
         self._length = request.length or (experiment.data.length if trained else min(experiment.positions, LONGEST))
         self._mesh = request.mesh.build()
-        rows = math.prod(self._mesh.shape[axis] for axis in ("data", "fsdp"))
+        (rows,) = rules.parts("B", self._mesh)
         self._size = -(-(experiment.batch if trained else ROWS) // rows) * rows
         self._precise = precision(experiment.dtype)
         self._compile()
@@ -168,7 +166,7 @@ class _Subject:
     def _place(self, batch: data.Batch) -> data.Batch:
         if self._mesh.size == 1:
             return batch
-        return jax.device_put(batch, NamedSharding(self._mesh, rules.spec("BL")))
+        return jax.device_put(batch, rules.of_batch(batch, self._mesh))
 
     def record(self, questions: Mapping[str, Sequence[Any]]) -> Record:
         """Everything that the request asks, as JSON can hold it."""

@@ -21,6 +21,7 @@ from jaxdistill.errors import InputError
 from jaxdistill.losses.objective import Objective, Term
 from jaxdistill.models.transformer import Config
 from jaxdistill.optim import AdamW
+from jaxdistill.parallel import rules
 from jaxdistill.parallel.mesh import Mesh
 from jaxdistill.start import START, Transplanted, Truncated
 from jaxdistill.teacher import Across, Cached, Online
@@ -44,6 +45,7 @@ class Experiment:
       accumulate: micro-batches a batch is cut into.
       remat: recompute activations in the backward pass.
       mesh: arrangement of the devices.
+      table: what each axis of the mesh splits, one of `parallel.rules.TABLES`; a teacher may have another one.
       log_every, evaluate_every, checkpoint_every: in steps; 0 means only at the end.
       protocol: a label for the table of runs, such as "isoflop 1e11".
     """
@@ -66,6 +68,7 @@ class Experiment:
     evaluate_every: int = 0
     checkpoint_every: int = 0
     protocol: str = ""
+    table: rules.Table = dataclasses.field(default="axes", metadata={"later": True})
 
     def __post_init__(self):
         for name in ("steps", "batch", "accumulate", "log_every"):
@@ -89,6 +92,8 @@ class Experiment:
             )
         if self.start is not None and isinstance(self.start.run, Experiment):
             self.start.check(self.start.run.model, self.model)
+        for table in (self.table, self.teacher_table):
+            rules.named(table)
         if self.dtype not in ("float32", "bfloat16"):
             raise InputError(f"dtype is {self.dtype!r}; it is 'float32' or 'bfloat16'")
 
@@ -97,6 +102,11 @@ class Experiment:
         """What has to be run before, by role: frozen models or a cache, each described or a finished directory."""
         teachers = {} if self.teacher is None else self.teacher.sources(self)
         return teachers if self.start is None else teachers | {START: self.start.run}
+
+    @property
+    def teacher_table(self) -> str:
+        """The table of the teacher's arrays, on the mesh of the student."""
+        return getattr(self.teacher, "table", None) or self.table
 
     @property
     def tokens(self) -> int:

@@ -52,8 +52,14 @@ def _find(source: Any, role: str, directory: Path) -> Path:
     raise InputError(f"the {role} (identity {configs.identity(source)}) has no finished run beside {directory}")
 
 
-def load(directory: Path, dtype: str, tokenizer: Tokenizer | None, mesh: jax.sharding.Mesh) -> tuple[Transformer, Any]:
-    """The model of a finished run and its parameters, frozen: in the compute dtype and on the mesh.
+def load(
+    directory: Path,
+    dtype: str,
+    tokenizer: Tokenizer | None,
+    mesh: jax.sharding.Mesh,
+    table: rules.Rules = rules.DEFAULT,
+) -> tuple[Transformer, Any]:
+    """The model of a finished run and its parameters, frozen: in the compute dtype and on the mesh, by a table.
 
     Raises InputError where it was trained with another tokenizer than this one; None is for models of any.
     """
@@ -66,7 +72,7 @@ def load(directory: Path, dtype: str, tokenizer: Tokenizer | None, mesh: jax.sha
     model = dataclasses.replace(make_model(experiment), dtype=jnp.dtype(dtype), remat=False)
     abstract = jax.eval_shape(model.init, jax.random.key(0))
     narrow = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, model.dtype), abstract)
-    on_mesh = checkpoint.abstract_like(narrow, rules.shardings(abstract, mesh))
+    on_mesh = checkpoint.abstract_like(narrow, rules.shardings(abstract, mesh, table))
     checkpoints = directory / "checkpoints"
     return model, checkpoint.load_params(checkpoints, checkpoint.steps(checkpoints)[-1], on_mesh)
 
@@ -79,13 +85,13 @@ def begin(
     Raises InputError where that run is of another shape or, unless it is transplanted, of another tokenizer, or has no
     moments for this optimizer.
     """
-    mesh = experiment.mesh.build()
+    mesh, table = experiment.mesh.build(), rules.named(experiment.table)
     if isinstance(start, Transplanted):
-        model, whole = load(directory, "float32", None, mesh)
+        model, whole = load(directory, "float32", None, mesh, table)
         start.check(model.config, experiment.model)
         plan = start.plan(load_tokenizer(directory / "tokenizer"), tokenizer, tied=model.config.tied)
         return program.begin(transplant(model.config, whole, plan)[1])
-    model, whole = load(directory, "float32", tokenizer, mesh)
+    model, whole = load(directory, "float32", tokenizer, mesh, table)
     start.check(model.config, experiment.model)
     state = program.begin(truncate_tree(whole, start.keep, model.config.num_layers))
     if not start.moments:
@@ -94,7 +100,7 @@ def begin(
     if not isinstance(source, Experiment) or type(source.optim) is not type(experiment.optim):
         raise InputError(f"start.moments is set, and {directory} has none of such an optimizer: unset it")
     abstract = jax.eval_shape(experiment.optim.transform().init, whole)
-    on_mesh = checkpoint.abstract_like(abstract, rules.shardings(abstract, mesh))
+    on_mesh = checkpoint.abstract_like(abstract, rules.shardings(abstract, mesh, table))
     checkpoints = directory / "checkpoints"
     moments = checkpoint.load_parts(checkpoints, checkpoint.steps(checkpoints)[-1], {"opt": on_mesh})["opt"]
     return dataclasses.replace(state, opt=truncate_tree(moments, start.keep, model.config.num_layers))
@@ -123,13 +129,13 @@ def teacher_of(cache: Path) -> Path:
     return find(rundir.read_config(cache).sources, cache)[TEACHER]
 
 
-def output_layer(directory: Path, dtype: str, mesh: jax.sharding.Mesh) -> Head:
+def output_layer(directory: Path, dtype: str, mesh: jax.sharding.Mesh, table: rules.Rules = rules.DEFAULT) -> Head:
     """The output layer of a finished run, without hidden states; nothing else of the model is read."""
     model = make_model(rundir.read_config(directory))
     abstract = jax.eval_shape(model.init, jax.random.key(0))
     needed = {name: abstract[name] for name in ("embed_VD" if model.config.tied else "head_VD",)}
     narrow = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), needed)
-    on_mesh = checkpoint.abstract_like(narrow, rules.shardings(needed, mesh))
+    on_mesh = checkpoint.abstract_like(narrow, rules.shardings(needed, mesh, table))
     checkpoints = directory / "checkpoints"
     no_states: Any = None
     return model.head(checkpoint.load_params(checkpoints, checkpoint.steps(checkpoints)[-1], on_mesh), no_states)

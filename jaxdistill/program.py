@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
 
 from jaxdistill import checkpoint, evals
 from jaxdistill.across import Marks, says
@@ -17,6 +16,7 @@ from jaxdistill.losses.linear_heads import Sharding
 from jaxdistill.losses.objective import Objective
 from jaxdistill.models.transformer import Transformer
 from jaxdistill.parallel import rules
+from jaxdistill.shard import Shard
 from jaxdistill.step import NONE, State, init_state, make_eval, make_step, state_of
 from jaxdistill.teacher import Across, Online
 
@@ -57,10 +57,13 @@ def build(
     Raises InputError where its shapes cannot shard.
     """
     mesh = experiment.mesh.build(devices)
+    table, teacher_table = rules.named(experiment.table), rules.named(experiment.teacher_table)
     rows = experiment.batch // experiment.accumulate
-    rules.check("BL", (rows, experiment.data.length), mesh, "a micro-batch")
-    model = make_model(experiment, mesh)
-    teachers = {name: dataclasses.replace(t, shard=rules.constrain(mesh)) for name, t in teachers.items()}
+    for own in (table, teacher_table):
+        rules.check("BL", (rows, experiment.data.length), mesh, "a micro-batch", own)
+    model = make_model(experiment, mesh, table)
+    shard = rules.constrain(mesh, teacher_table)
+    teachers = {name: dataclasses.replace(teacher, shard=shard) for name, teacher in teachers.items()}
     objective = Objective.of(experiment.objective)
 
     def init(key):
@@ -70,20 +73,18 @@ def build(
         return state_of(params, experiment.optim, experiment.controllers)
 
     abstract = jax.eval_shape(init, jax.random.key(0))
-    shardings = rules.shardings(abstract, mesh)
-
-    by_sequence = NamedSharding(mesh, rules.spec("BL"))
+    shardings = rules.shardings(abstract, mesh, table)
 
     def place(batch):
         if mesh.size == 1:
             return batch
-        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(by_sequence, x), batch)
+        return jax.tree.map(jax.make_array_from_process_local_data, rules.of_batch(batch, mesh, table), batch)
 
-    sharding = head_sharding(mesh)
+    sharding, teacher_sharding = head_sharding(mesh, table), head_sharding(mesh, teacher_table)
     across = None
     if isinstance(experiment.teacher, Across) and marks is not None and marks[0] is not None:
         across = functools.partial(
-            says, chunking=experiment.teacher.chunking, teacher=marks[0], student=marks[1], sharding=sharding
+            says, chunking=experiment.teacher.chunking, teacher=marks[0], student=marks[1], sharding=teacher_sharding
         )
     step = make_step(
         model,
@@ -97,6 +98,7 @@ def build(
         seed=experiment.seed,
         accumulate=experiment.accumulate,
         sharding=sharding,
+        teacher_sharding=teacher_sharding,
     )
     shared = teachers if across is None else NONE  # what has ids of its own gives a student's ids no distribution
     evaluate = make_eval(
@@ -116,16 +118,20 @@ def build(
     )
 
 
-def head_sharding(mesh: jax.sharding.Mesh) -> Sharding:
-    """How tokens and vocabulary lie on the devices of a mesh, as `rules.DEFAULT` has it."""
+def head_sharding(mesh: jax.sharding.Mesh, table: rules.Rules = rules.DEFAULT) -> Sharding:
+    """How tokens and vocabulary lie on the devices of a mesh, as the table has it."""
     if mesh.size == 1:
         return Sharding()
-    return Sharding(mesh, tokens=("data", "fsdp"), vocabulary="tensor", width=("fsdp",))
+    shard = rules.OnMesh(mesh, table)
+    (sequences, positions), (vocabulary, width) = ([shard.axes(letter, own) for letter in own] for own in ("BL", "VD"))
+    return Sharding(mesh, sequences, positions, vocabulary, width)
 
 
-def make_model(experiment: Experiment, mesh: jax.sharding.Mesh | None = None) -> Transformer:
+def make_model(
+    experiment: Experiment, mesh: jax.sharding.Mesh | None = None, table: rules.Rules = rules.DEFAULT
+) -> Transformer:
     """The model of an experiment, in its compute dtype."""
-    shard = rules.constrain(mesh) if mesh is not None else (lambda x, own: x)
+    shard = Shard() if mesh is None else rules.constrain(mesh, table)
     return Transformer(experiment.model, jnp.dtype(experiment.dtype), shard, experiment.remat)
 
 

@@ -23,6 +23,7 @@ from jaxdistill import config as configs
 from jaxdistill.cache.reader import Cache
 from jaxdistill.errors import InputError
 from jaxdistill.experiment import Experiment
+from jaxdistill.parallel import rules
 from jaxdistill.program import Program, build
 from jaxdistill.scaling import flops
 from jaxdistill.start import START
@@ -86,12 +87,14 @@ def _train(experiment: Experiment, directory: Path, cache: Path | None, quiet: b
     if isinstance(experiment.teacher, Across):
         dataset, marks = frozen.beside(sources[TEACHER], experiment.teacher, experiment.data, dataset, cache, quiet)
         tokenizer = None
-    loaded = {name: frozen.load(path, experiment.dtype, tokenizer, mesh) for name, path in sources.items()}
+    of_teacher = mesh, rules.named(experiment.teacher_table)
+    loaded = {name: frozen.load(path, experiment.dtype, tokenizer, *of_teacher) for name, path in sources.items()}
     teachers = {name: model for name, (model, _) in loaded.items()}
     program = build(experiment, teachers, validation=None if kept is None else kept.validation, marks=marks)
     teacher_params = {name: params for name, (_, params) in loaded.items()}
     if kept is not None and kept.needs_head:
-        teacher_params[TEACHER] = frozen.output_layer(frozen.teacher_of(kept.directory), experiment.dtype, mesh)
+        layout = mesh, rules.named(experiment.table)
+        teacher_params[TEACHER] = frozen.output_layer(frozen.teacher_of(kept.directory), experiment.dtype, *layout)
     checkpoints = checkpoint.Checkpoints(directory / "checkpoints", configs.identity(experiment))
     with contextlib.closing(checkpoints):
         if checkpoints.latest() is None:

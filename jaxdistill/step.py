@@ -68,6 +68,7 @@ def make_step(
     seed: int = 0,
     accumulate: int = 1,
     sharding: Sharding = Sharding(),
+    teacher_sharding: Sharding | None = None,
     **streaming: Any,
 ) -> Callable:
     """step(state, teacher_params, batch, rates, coef) -> (state, metrics), to be compiled with jax.jit.
@@ -85,13 +86,15 @@ def make_step(
       seed: of a random `keep`.
       accumulate: micro-batches a batch is cut into; sums and counts add, so uneven and empty rows stay exact.
       sharding: how tokens and vocabulary lie on the devices.
+      teacher_sharding: the same where `keep` looks at the teacher's head; None: as the student's.
       **streaming: `mode`, `implementation` and `positions` of `linear_heads.weighted_sum`.
 
     The metrics are fp32 scalars: the mean of each term, "loss", "grad_norm" and the count "tokens".
     """
     on_logits, on_states, on_chunks = objective.split()
     layers, teacher_layers = objective.layers()
-    transform, target_of = optimizer.transform(), make_target(teachers, keep, sharding, teacher_layers, across)
+    transform = optimizer.transform()
+    target_of = make_target(teachers, keep, teacher_sharding or sharding, teacher_layers, across)
 
     def loss(params, targets, batch, knobs):
         target, further = targets

@@ -19,6 +19,7 @@ from jaxdistill.cache.states import LastStates, States
 from jaxdistill.errors import InputError
 from jaxdistill.losses.linear_heads import Sharding
 from jaxdistill.losses.targets import Chunked, Dense, Further, Labels, Target
+from jaxdistill.parallel.rules import Table
 
 __all__ = ["Across", "Cached", "Draws", "Online", "Top", "make_target", "token_index"]
 
@@ -36,11 +37,13 @@ class Online:
       keep: what of its distribution becomes the target; None for all of it.
       references: further frozen models by name, for targets and weights that compare several: an Experiment or a
         directory each, as `run`.
+      table: what each axis of the mesh splits of them, one of `parallel.rules.TABLES`; None for the student's.
     """
 
     run: Any
     keep: Sampler | None = None
     references: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    table: Table | None = dataclasses.field(default=None, metadata={"later": True})
 
     def __post_init__(self):
         if TEACHER in self.references:
@@ -66,11 +69,13 @@ class Across:
       run: as `Online.run`.
       chunking: how the two sides are compared.
       length: tokens of the teacher in a window; None for as many as the text of the student's windows takes.
+      table: as `Online.table`.
     """
 
     run: Any
     chunking: Chunking = Chunking()
     length: int | None = None
+    table: Table | None = dataclasses.field(default=None, metadata={"later": True})
 
     def sources(self, student: Any) -> dict[str, Any]:
         """What has to be run before this student, by role."""
@@ -98,6 +103,7 @@ class Cached:
       seed: of the random entries.
       resolution: distance of two stored log-probabilities, in nats.
       first: of a cache of top-K targets, how many entries to use; None for all.
+      table: as `Online.table`, when the cache is built.
     """
 
     run: Any
@@ -106,6 +112,7 @@ class Cached:
     seed: int = 0
     resolution: float = 1 / 64
     first: int | None = None
+    table: Table | None = dataclasses.field(default=None, metadata={"later": True})
 
     def sources(self, student: Any) -> dict[str, Any]:
         """What has to be run before this student, by role: the cache, which in turn needs the teacher.
@@ -125,6 +132,7 @@ class Cached:
             self.resolution,
             student.dtype,
             student.mesh,
+            student.teacher_table,
         )
         return {CACHE: recipe}
 

@@ -9,6 +9,7 @@ from jaxdistill.cache.states import LastStates
 from jaxdistill.data import Sequences, Tokens
 from jaxdistill.errors import InputError
 from jaxdistill.parallel.mesh import Mesh
+from jaxdistill.parallel.rules import Table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Recipe:
       seed: of the random entries.
       resolution: distance of two stored log-probabilities, in nats; draws are exact without it.
       dtype: of the teacher's activations.
-      mesh: arrangement of the devices.
+      mesh, table: arrangement of the devices, and what of the teacher each axis splits.
     """
 
     teacher: Any
@@ -36,6 +37,7 @@ class Recipe:
     resolution: float = 1 / 64
     dtype: Literal["float32", "bfloat16"] = "float32"
     mesh: Mesh = Mesh()
+    table: Table = dataclasses.field(default="axes", metadata={"later": True})
 
     def __post_init__(self):
         if self.windows is not None and self.windows < 1:

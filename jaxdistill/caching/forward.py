@@ -1,7 +1,6 @@
 """The teacher's forward pass over windows, up to the columns of a cache."""
 
 import dataclasses
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,13 +42,14 @@ class Teacher:
         devices: Sequence[jax.Device] | None = None,
     ):
         self.mesh = recipe.mesh.build(devices)
-        tokens_at_once = math.prod(self.mesh.shape[axis] for axis in ("data", "fsdp"))
+        self._table = rules.named(recipe.table)
+        (rows_at_once,) = rules.parts("B", self.mesh, self._table)
         at_least = batch or max(1, BATCH_TOKENS // recipe.data.length)
-        self.batch = -(-at_least // tokens_at_once) * tokens_at_once
+        self.batch = -(-at_least // rows_at_once) * rows_at_once
         self._dataset, self._recipe, self._layout = dataset, recipe, layout
-        model, self.params = frozen.load(directory, recipe.dtype, dataset.tokenizer, self.mesh)
-        model = dataclasses.replace(model, shard=rules.constrain(self.mesh))
-        sharding = head_sharding(self.mesh)
+        model, self.params = frozen.load(directory, recipe.dtype, dataset.tokenizer, self.mesh, self._table)
+        model = dataclasses.replace(model, shard=rules.constrain(self.mesh, self._table))
+        sharding = head_sharding(self.mesh, self._table)
 
         def forward(params: Any, batch: Any, key: jax.Array, index_BL: Any) -> dict[str, jax.Array]:
             h_BLD, _ = model.hidden(params, batch.tokens_BL, batch.segment_BL, batch.position_BL)
@@ -57,7 +57,6 @@ class Teacher:
             return encode(head, batch.label_BL, key, index_BL, recipe.keep, layout, sharding)
 
         self._forward = precision(recipe.dtype)(jax.jit(forward))
-        self._by_sequence = jax.sharding.NamedSharding(self.mesh, rules.spec("BL"))
 
     def start(self, split: str, windows: np.ndarray) -> "Spoken":
         """Set the devices to work on these windows, at most `batch` of them; does not wait."""
@@ -74,7 +73,7 @@ class Teacher:
         )
 
     def _place(self, tree: Any) -> Any:
-        return tree if self.mesh.size == 1 else jax.device_put(tree, self._by_sequence)
+        return tree if self.mesh.size == 1 else jax.device_put(tree, rules.of_batch(tree, self.mesh, self._table))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import jax
 import rich.console
 import rich.progress
-from jax.sharding import NamedSharding
 
 from jaxdistill import data, evals, frozen, rundir
 from jaxdistill.analysis import load_run
@@ -54,8 +53,8 @@ class Scorer:
         spliced = Spliced(teacher.config, teacher.dtype, run.model.shard)
         sums = precision(experiment.dtype)(jax.jit(evals.make_sums(spliced, teacher, sharding=head_sharding(mesh))))
         both = {"student": run.params, "teacher": params}
-        by_sequence = NamedSharding(mesh, rules.spec("BL"))
-        self._teacher, self._place = teacher, functools.partial(jax.device_put, device=by_sequence)
+        self._teacher = teacher
+        self._place = lambda batch: jax.device_put(batch, rules.of_batch(batch, mesh))
         self._teacher_params, self._dtype = params, experiment.dtype
         self._spliced = lambda plan, batch: sums(both | {"plan": plan}, params, batch)
 

@@ -19,11 +19,11 @@ class Vocabulary:
 
     Attributes:
       first: the id of the first column.
-      axis: the mesh axis the vocabulary is sharded over, inside `shard_map`; None where all columns are here.
+      axis: the mesh axes the vocabulary is sharded over, inside `shard_map`; None where all columns are here.
     """
 
     first: Array | int = 0
-    axis: str | None = None
+    axis: tuple[str, ...] | None = None
 
     def sum(self, x_BLV: Array) -> Array:
         """Sum over the whole vocabulary, [B, L]."""

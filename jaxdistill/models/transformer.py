@@ -33,9 +33,9 @@ from jaxdistill.models.block import Block
 from jaxdistill.models.decoding import Cache, Past, slot_mask
 from jaxdistill.models.design import Design, LearnedPositions, Rotary
 from jaxdistill.models.taps import Tap
+from jaxdistill.shard import Shard
 
 Params = dict[str, Any]
-Shard = Callable[[Array, str], Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +163,7 @@ class Transformer:
 
     config: Config
     dtype: Any = jnp.float32
-    shard: Shard = lambda x, own: x
+    shard: Shard = Shard()
     remat: bool = False
     implementation: Implementation = None
 

@@ -9,22 +9,29 @@ from jax.sharding import AxisType
 
 from jaxdistill.errors import InputError
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "context", "expert", "tensor")
+"""From the axis whose devices talk least to the one whose devices talk most, and should be neighbours."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
     """The sizes of the mesh's axes; one of them may be -1 and takes the devices that are left.
 
+    What an axis is for, as the table "axes" of `rules` has it:
+
     Attributes:
       data: replicas of the parameters, each on its own part of the batch.
       fsdp: parts of the batch that also share the parameters out between them.
       tensor: parts of every head, mlp and vocabulary.
+      context: parts of every sequence.
+      expert: parts of the batch that also share the experts out between them.
     """
 
     data: int = 1
     fsdp: int = -1
     tensor: int = 1
+    context: int = dataclasses.field(default=1, metadata={"later": True})
+    expert: int = dataclasses.field(default=1, metadata={"later": True})
 
     def __post_init__(self):
         sizes = dataclasses.asdict(self)
@@ -34,7 +41,7 @@ class Mesh:
             )
 
     def sizes(self, num_devices: int) -> tuple[int, ...]:
-        """The size of each axis on `num_devices` devices; InputError where they cannot be arranged so."""
+        """The size of each of `AXES` on `num_devices` devices; InputError where they cannot be arranged so."""
         sizes = [getattr(self, axis) for axis in AXES]
         known = math.prod(size for size in sizes if size != -1)
         sizes = [num_devices // known if size == -1 else size for size in sizes]

@@ -13,9 +13,9 @@ B, L, V, D = 8, 5, 150, 16
 ROWS, TEACHER_ROWS = 192, 152  # both divide by eight, and two shards of the student's hold padding alone
 WIDE = ("data", "fsdp")
 LAYOUTS = {
-    "tokens": ((4, 2, 1), {"tokens": WIDE, "width": ("fsdp",)}),
-    "vocabulary": ((1, 1, 8), {"vocabulary": "tensor"}),
-    "all": ((2, 2, 2), {"tokens": WIDE, "vocabulary": "tensor", "width": ("fsdp",)}),
+    "tokens": ((4, 2, 1), {"sequences": WIDE, "width": ("fsdp",)}),
+    "vocabulary": ((1, 1, 8), {"vocabulary": ("tensor",)}),
+    "all": ((2, 2, 2), {"sequences": WIDE, "vocabulary": ("tensor",), "width": ("fsdp",)}),
 }
 
 

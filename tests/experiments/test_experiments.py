@@ -24,6 +24,7 @@ from jaxdistill.data.windows import Beside
 from jaxdistill.experiment import Experiment, load_module
 from jaxdistill.losses.objective import Objective
 from jaxdistill.parallel import rules
+from jaxdistill.parallel.mesh import AXES, Mesh
 from jaxdistill.program import make_model
 from jaxdistill.step import init_state, make_step
 from jaxdistill.teacher import Across
@@ -94,7 +95,7 @@ def test_the_largest_student_and_teacher_of_a_sweep_trace(preset):
 def test_the_ladder_shards_over_a_pod():
     points = load_module(ROOT / "experiments" / "scaling_law.py").sweep("paper").values()
     largest = max(points, key=lambda point: point.model.num_params)
-    mesh = AbstractMesh((1, 64, 8), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    mesh = AbstractMesh(Mesh(tensor=8).sizes(512), AXES, axis_types=(AxisType.Auto,) * len(AXES))
     placed = rules.shardings(trace(largest), mesh)
     assert placed.params["layers"]["mlp"]["gate_DF"].num_devices == 512
 

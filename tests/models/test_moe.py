@@ -12,6 +12,7 @@ from flax import nnx
 from jaxdistill.models.design import Design, Experts
 from jaxdistill.models.moe import ExpertMLP, choose, load_balance
 from jaxdistill.models.variant import Variant
+from jaxdistill.shard import Shard
 
 CONFIG = Variant(11, 1, 8, 2, 4, 12, design=Design(mlp=Experts(5, 2)))
 FP32 = 4 * 2 * math.sqrt(12) * 2.0**-24  # router, gate and up, down, and the sum over a token's experts
@@ -49,7 +50,7 @@ def by_loops(module, x_BLD):
 )
 def test_every_token_goes_through_its_own_experts_and_none_is_dropped(experts):
     module, x_BLD = layer(experts), jnp.asarray(np.random.default_rng(0).normal(size=(2, 7, 8)), jnp.float32)
-    out_BLD, seen = module(x_BLD, lambda x, own: x)
+    out_BLD, seen = module(x_BLD, Shard())
     expected = by_loops(module, x_BLD)
     np.testing.assert_allclose(out_BLD, expected, rtol=0, atol=FP32 * np.abs(expected).max())
     assert seen["router"].shape == (2, 7, experts.num)
@@ -59,7 +60,7 @@ def test_tokens_that_all_choose_one_expert_are_all_served():
     module = layer(Experts(5, 1))
     module.router_DE[...] = module.router_DE[...].at[:, 3].set(50.0)
     x_BLD = jnp.asarray(np.random.default_rng(0).uniform(0.5, 1, size=(2, 7, 8)), jnp.float32)  # above zero: 3 wins
-    out_BLD, seen = module(x_BLD, lambda x, own: x)
+    out_BLD, seen = module(x_BLD, Shard())
     assert np.all(np.argmax(seen["router"], axis=-1) == 3)
     expected = by_loops(module, x_BLD)
     np.testing.assert_allclose(out_BLD, expected, rtol=0, atol=FP32 * np.abs(expected).max())
@@ -67,8 +68,8 @@ def test_tokens_that_all_choose_one_expert_are_all_served():
 
 def test_a_token_does_not_depend_on_the_others():
     module, x_BLD = layer(Experts(5, 2)), jnp.asarray(np.random.default_rng(0).normal(size=(2, 7, 8)), jnp.float32)
-    alone = module(x_BLD[:1, 2:3], lambda x, own: x)[0]
-    together = module(x_BLD, lambda x, own: x)[0]
+    alone = module(x_BLD[:1, 2:3], Shard())[0]
+    together = module(x_BLD, Shard())[0]
     np.testing.assert_allclose(alone[0, 0], together[0, 2], rtol=0, atol=FP32 * np.abs(together).max())
 
 

@@ -22,8 +22,8 @@ def map_chunks(on_chunk: Callable[..., Any], head: Head, *inputs: Any, positions
 
     Arrays of the head and of `inputs` whose letters begin with BL are cut. `positions` None takes `default_positions`.
     """
-    B, L, _ = head.h_BLD.shape
-    num_chunks, size = divide(head, positions, B)
+    L = head.h_BLD.shape[1]
+    num_chunks, size = divide(head, positions)
     head = dataclasses.replace(head, w_VD=head.w_VD.astype(head.h_BLD.dtype))  # once, not in every chunk
     whole = pad((head, *inputs), num_chunks * size - L)
     chunks = jax.lax.map(lambda chunk: on_chunk(*take(whole, chunk, size)), jnp.arange(num_chunks))

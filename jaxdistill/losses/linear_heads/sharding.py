@@ -32,31 +32,38 @@ class Sharding:
 
     Attributes:
       mesh: the devices, or None.
-      tokens: axes that split the sequences.
-      vocabulary: the axis that splits the rows of the output embedding, or None.
-      width: axes that split its columns at rest; they are gathered once before the scan.
+      sequences: axes that split the sequences.
+      positions: axes that split the positions of each.
+      vocabulary: axes that split the rows of the output embedding.
+      width: axes that split its columns at rest, among those that split tokens; they are gathered once before the scan.
     """
 
     mesh: jax.sharding.Mesh | None = None
-    tokens: tuple[str, ...] = ()
-    vocabulary: str | None = None
+    sequences: tuple[str, ...] = ()
+    positions: tuple[str, ...] = ()
+    vocabulary: tuple[str, ...] = ()
     width: tuple[str, ...] = ()
 
     @property
-    def token_shards(self) -> int:
-        """Parts the sequences are split into."""
-        return 1 if self.mesh is None else math.prod(self.mesh.shape[axis] for axis in self.tokens)
+    def tokens(self) -> tuple[str, ...]:
+        """The axes whose devices hold other tokens."""
+        return self.sequences + self.positions
+
+    def size(self, axes: tuple[str, ...]) -> int:
+        """The devices along these axes."""
+        return 1 if self.mesh is None else math.prod(self.mesh.shape[axis] for axis in axes)
 
     @property
     def splits_vocabulary(self) -> bool:
         """Whether a device holds a part of the vocabulary only; an axis of one device splits nothing."""
-        return self.mesh is not None and self.vocabulary is not None and self.mesh.shape[self.vocabulary] > 1
+        return self.size(self.vocabulary) > 1
 
     def spec(self, own: str) -> PartitionSpec:
-        """The place of an array with these letters: tokens by sequence, VD and V by vocabulary, others everywhere."""
+        """The place of an array with these letters: by its tokens, VD and V by vocabulary, others everywhere."""
         if own.startswith("BL"):
-            return PartitionSpec(self.tokens or None)
-        return PartitionSpec(*({"V": self.vocabulary, "D": self.width or None}[c] for c in own if own in ("V", "VD")))
+            return PartitionSpec(self.sequences or None, self.positions or None)
+        axes = {"V": self.vocabulary or None, "D": self.width or None}
+        return PartitionSpec(*(axes[c] for c in own if own in ("V", "VD")))
 
     def specs(self, tree: Any) -> Any:
         """The places of all arrays of a tree, by the letters of their names."""

@@ -40,9 +40,9 @@ def default_positions(sequences: int, length: int, width: int) -> int:
     return max(1, min(length, tokens // sequences))
 
 
-def divide(head: Head, positions: int | None, sequences: int) -> tuple[int, int]:
-    """(chunks, positions in each) for the positions of a head, in chunks of about `positions`, or of the default."""
-    length, width = head.h_BLD.shape[1:]
+def divide(head: Head, positions: int | None) -> tuple[int, int]:
+    """(chunks, positions in each) for a device's part of a head, in chunks of about `positions`, or of the default."""
+    sequences, length, width = head.h_BLD.shape
     if positions is not None and positions < 1:
         raise InputError(f"positions is {positions}; a chunk takes at least 1 position of each sequence")
     num_chunks = -(-length // (positions or default_positions(sequences, length, width)))
@@ -62,11 +62,7 @@ def streamed_sum(
       positions: positions of each sequence in a chunk; None takes `default_positions` for the sequences on a device.
       sharding: how tokens and vocabulary lie on the devices.
     """
-    B, length, _ = head.h_BLD.shape
-    num_chunks, size = divide(head, positions, B // sharding.token_shards)
-    extra = num_chunks * size - length  # positions of zeros, which must cost nothing
-    total, values = _sum(on_chunk, num_chunks, sharding, *pad((head, inputs), extra))
-    return total, {name: value_BL[:, :length] for name, value_BL in values.items()}
+    return _sum(on_chunk, positions, sharding, head, inputs)
 
 
 def pad(tree: Any, extra: int) -> Any:
@@ -92,9 +88,11 @@ def join(chunks: Array) -> Array:
     return jnp.moveaxis(chunks, 0, 1).reshape(chunks.shape[1], -1, *chunks.shape[3:])
 
 
-def _scan(on_chunk, num_chunks, with_gradient, sharding: Sharding, vocabulary: Vocabulary, head: Head, inputs):
+def _scan(on_chunk, positions, with_gradient, sharding: Sharding, vocabulary: Vocabulary, head: Head, inputs):
     """One pass over the chunks on one device: total, values and, where asked, the gradient of the total."""
-    size = head.h_BLD.shape[1] // num_chunks
+    length = head.h_BLD.shape[1]
+    num_chunks, size = divide(head, positions)
+    head, inputs = pad((head, inputs), num_chunks * size - length)  # with zeros, which must cost nothing
     w_VD = head.w_VD.astype(head.h_BLD.dtype)  # once, not in every chunk
     # A CPU's matmul wants its operands in order, and would copy dz to take dz^T h; for h^T dz it copies the smaller h.
     # Measured, D = 512, V = 32768: 12 % less time and a third less memory.
@@ -124,30 +122,30 @@ def _scan(on_chunk, num_chunks, with_gradient, sharding: Sharding, vocabulary: V
     dbias_V = jnp.zeros(head.bias_V.shape, jnp.float32) if with_gradient and head.bias_V is not None else None
     carry = (jnp.float32(0), dw, dbias_V)
     (total, dw, dbias_V), (values, dh) = jax.lax.scan(body, carry, jnp.arange(num_chunks))
-    values = {f"{name}_BL": join(value) for name, value in values.items()}
+    values = {f"{name}_BL": join(value)[:, :length] for name, value in values.items()}
     gradient = None
     if with_gradient:
-        gradient = sharding.join(Gradient(vocabulary.add(join(dh)), dw.T if turned else dw, dbias_V))
+        gradient = sharding.join(Gradient(vocabulary.add(join(dh)[:, :length]), dw.T if turned else dw, dbias_V))
     return sharding.over_tokens(total), values, gradient
 
 
-def _run(on_chunk, num_chunks, sharding, head, inputs, with_gradient):
-    scan = functools.partial(_scan, on_chunk, num_chunks, with_gradient)
+def _run(on_chunk, positions, sharding, head, inputs, with_gradient):
+    scan = functools.partial(_scan, on_chunk, positions, with_gradient)
     total, values, gradient = sharding.run(scan, head, inputs)
     return (total, {name.removesuffix("_BL"): value_BL for name, value_BL in values.items()}), gradient
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _sum(on_chunk, num_chunks, sharding, head, inputs):
-    return _run(on_chunk, num_chunks, sharding, head, inputs, with_gradient=False)[0]
+def _sum(on_chunk, positions, sharding, head, inputs):
+    return _run(on_chunk, positions, sharding, head, inputs, with_gradient=False)[0]
 
 
-def _forward(on_chunk, num_chunks, sharding, head, inputs):
-    out, gradient = _run(on_chunk, num_chunks, sharding, head, inputs, with_gradient=True)
+def _forward(on_chunk, positions, sharding, head, inputs):
+    out, gradient = _run(on_chunk, positions, sharding, head, inputs, with_gradient=True)
     return out, (head, gradient)
 
 
-def _backward(on_chunk, num_chunks, sharding, kept, cotangents):
+def _backward(on_chunk, positions, sharding, kept, cotangents):
     head, gradient = kept
     return as_cotangent(head, gradient, cotangents[0]), None
 

@@ -78,7 +78,7 @@ class OnChunk:
             if vocabulary.axis is not None:
                 raise InputError(
                     f"{name} reads all logits of a token at once, which a sharded vocabulary does not have: "
-                    "set mesh.tensor to 1"
+                    f"set mesh.{vocabulary.axis[-1]} to 1, or choose another table"
                 )
             values[name], pull_back = jax.vjp(functools.partial(loss, target=targets[name]), z_BLV)
             gradients += pull_back(factor[name]) if with_gradient else []

@@ -89,7 +89,7 @@ def main():
         alone = jax.jit(lambda head, function=function: function(head, Sharding()))(HEAD)
         for shape in ((8, 1, 1), (1, 1, 8), (1, 2, 4), (2, 2, 2)):
             mesh = jax.make_mesh(shape, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
-            sharding = Sharding(mesh, tokens=("data", "fsdp"), vocabulary="tensor", width=("fsdp",))
+            sharding = Sharding(mesh, sequences=("data", "fsdp"), vocabulary=("tensor",), width=("fsdp",))
             places = {"h_BLD": (("data", "fsdp"),), "w_VD": ("tensor", "fsdp"), "bias_V": ("tensor",)}
             arrays = {
                 key: jax.device_put(getattr(HEAD, key), NamedSharding(mesh, PartitionSpec(*axes)))

@@ -20,10 +20,10 @@ SHAPE = Shape("none: two of eight shards hold padding alone", 16, 2176, 1500, bi
 BATCH, LENGTH, K, ROUNDS = 8, 5, 300, 40  # a shard has 272 rows, fewer than K
 
 LAYOUTS = {
-    "tokens": Sharding(tokens=("data", "tensor", "fsdp")),
-    "vocabulary": Sharding(vocabulary="tensor"),
-    "both": Sharding(tokens=("data",), vocabulary="tensor"),
-    "and width": Sharding(tokens=("data", "fsdp"), vocabulary="tensor", width=("fsdp",)),
+    "tokens": Sharding(sequences=("data", "tensor", "fsdp")),
+    "vocabulary": Sharding(vocabulary=("tensor",)),
+    "both": Sharding(sequences=("data",), vocabulary=("tensor",)),
+    "and width": Sharding(sequences=("data", "fsdp"), vocabulary=("tensor",), width=("fsdp",)),
 }
 MESHES = {"tokens": (2, 2, 2), "vocabulary": (1, 8, 1), "both": (2, 4, 1), "and width": (2, 2, 2)}
 
@@ -57,5 +57,5 @@ if __name__ == "__main__":
     devices = np.array(jax.devices())
     for name, sharding in LAYOUTS.items():
         mesh = jax.sharding.Mesh(devices.reshape(MESHES[name]), ("data", "tensor", "fsdp"))
-        placed = Sharding(mesh, sharding.tokens, sharding.vocabulary, sharding.width)
+        placed = dataclasses.replace(sharding, mesh=mesh)
         np.savez(f"{sys.argv[1]}/{name}.npz", **results(placed))

@@ -219,7 +219,7 @@ def test_an_axis_of_one_device_splits_no_vocabulary_and_so_hinders_no_sorting():
         target = Dense(id_BLS[..., 0] % 515, teacher)
         return weighted_sum(objective, head, target, weight_BL, {"uld": 1.0}, sharding=sharding)[0]
 
-    one_device = Sharding(mesh, tokens=("data", "fsdp"), vocabulary="tensor", width=("fsdp",))
+    one_device = Sharding(mesh, sequences=("data", "fsdp"), vocabulary=("tensor",), width=("fsdp",))
     np.testing.assert_allclose(total(one_device), total(Sharding()), rtol=1e-6)
 
 

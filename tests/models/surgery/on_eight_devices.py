@@ -13,6 +13,7 @@ from jaxdistill.models.surgery.patch import patch
 from jaxdistill.models.surgery.truncate import config_of_layers, truncate
 from jaxdistill.models.transformer import Config, Transformer
 from jaxdistill.parallel import rules
+from jaxdistill.parallel.mesh import Mesh
 
 GROUPS, ULPS = [(0, 1), (2, 3, 4)], 8  # a few operations on numbers of one size
 KEEP, SUBSETS = (0, 1, 4), ((), (0,), (1,), (2,), (0, 1, 2))
@@ -46,7 +47,7 @@ def hold(there, here, mesh, ulps=0, placed=True):
 
 
 def main():
-    mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3)
+    mesh = Mesh(2, 2, 2).build()
     for config in CONFIGS:
         small = config_of_layers(config, KEEP)
         (teacher, teacher_there), (student, student_there) = draw(config, mesh, 0), draw(small, mesh, 1)

@@ -21,6 +21,7 @@ from jaxdistill.models.surgery import patterns
 from jaxdistill.models.surgery.truncate import config_of_layers, truncate, truncate_tree
 from jaxdistill.models.transformer import Transformer
 from jaxdistill.optim import AdamW
+from jaxdistill.shard import Shard
 from jaxdistill.step import init_state
 
 KEEP = (0, 1, 4)
@@ -46,7 +47,7 @@ def one_layer(config, params, n, x_BLD):
     state = nnx.state(block)
     nnx.replace_by_pure_dict(state, jax.tree.map(lambda x: x[n], params["layers"]))
     nnx.update(block, state)
-    return block(x_BLD, View(causal_mask(None, L, window.size if is_local else None), angles), lambda x, own: x)[0]
+    return block(x_BLD, View(causal_mask(None, L, window.size if is_local else None), angles), Shard())[0]
 
 
 def test_a_truncated_model_is_the_model_with_layers_skipped(config, draw_params, tokens_BL):

@@ -97,7 +97,7 @@ def _gradient(divergence, sharding, vocabulary: Vocabulary, head: Head, target: 
         dz_BLV = (pull_back(dsums)[0] - q_BLV * slope_BL[..., None]) / divergence.temperature
         return jnp.where(student.fresh(tile), dz_BLV, 0)
 
-    return sharding.join(student.gradient(dz_of, vocabulary, exact=sharding.token_shards > 1))
+    return sharding.join(student.gradient(dz_of, vocabulary, exact=sharding.size(sharding.tokens) > 1))
 
 
 divergence_of.defvjp(_forward, _backward)

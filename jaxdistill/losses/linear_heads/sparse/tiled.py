@@ -89,4 +89,4 @@ def _gradient(kernels, temperature, sharding, vocabulary: Vocabulary, head: Head
         id_BLS = tiles.own(tile, inputs["id_BLS"], vocabulary)
         return tiles.slice(tile, vocabulary).scatter(dz_BLV, id_BLS, inputs["dz_BLS"])
 
-    return sharding.join(tiles.gradient(dz_of, vocabulary, exact=sharding.token_shards > 1))
+    return sharding.join(tiles.gradient(dz_of, vocabulary, exact=sharding.size(sharding.tokens) > 1))

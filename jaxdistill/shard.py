@@ -1,0 +1,28 @@
+"""Shard: what a model asks of whoever lays it over devices, by letters alone, and the answer of one device.
+
+A model calls `shard(x, "BLD")` to say where an activation belongs, and leaves the rest to the compiler. What a compiler
+would do badly, it writes for one device's part, with `shard.local`. `parallel.rules` answers for a mesh.
+"""
+
+from collections.abc import Callable
+
+from jax import Array
+
+
+class Shard:
+    """One device, which holds everything."""
+
+    def __call__(self, x: Array, own: str) -> Array:
+        """`x`, with the letters `own`, in its place."""
+        return x
+
+    def axes(self, letter: str, own: str = "") -> tuple[str, ...]:
+        """The mesh axes that split a dimension, in arrays with the letters `own` (default: the letter alone)."""
+        return ()
+
+    def local(self, function: Callable[..., Array], out: str, **arrays: Array) -> Array:
+        """function(**arrays) on each device's part of the arrays, which end in their letters; `out` are the result's.
+
+        Inside, collectives over `axes` join the parts. A dimension of size 1 is whole on every device.
+        """
+        return function(**arrays)
