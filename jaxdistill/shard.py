@@ -6,6 +6,7 @@ would do badly, it writes for one device's part, with `shard.local`. `parallel.r
 
 from collections.abc import Callable
 
+import jax
 from jax import Array
 
 
@@ -26,3 +27,17 @@ class Shard:
         Inside, collectives over `axes` join the parts. A dimension of size 1 is whole on every device.
         """
         return function(**arrays)
+
+    def gather(self, x: Array, own: str, letter: str) -> Array:
+        """A device's part of an array, with one dimension whole; inside `local`."""
+        axes = self.axes(letter, own)
+        return jax.lax.all_gather(x, axes, axis=own.index(letter), tiled=True) if axes else x
+
+    def sum(self, x: Array, axes: tuple[str, ...]) -> Array:
+        """The parts of all devices along these axes together; inside `local`."""
+        return jax.lax.psum(x, axes) if axes else x
+
+    def part(self, letter: str, own: str = "") -> Array | int:
+        """Which part of a split dimension this device has, counted from 0; inside `local`."""
+        axes = self.axes(letter, own)
+        return jax.lax.axis_index(axes) if axes else 0

@@ -18,6 +18,7 @@ from jaxdistill.models import norms
 from jaxdistill.models.decoding import Past
 from jaxdistill.models.rotary import Angles, rotate
 from jaxdistill.models.weights import add_bias, bias, matrix
+from jaxdistill.shard import Shard
 
 Implementation = Literal["blocks", "xla", "cudnn"] | None
 """Who mixes the values: `attend` here, or JAX's own; None takes the platform's default."""
@@ -78,19 +79,27 @@ def probabilities(q_BLHK: Array, k_BMJK: Array, mask: Array, scale: float, softc
 
 
 def attend(
-    q_BLHK: Array, k_BMJK: Array, v_BMJK: Array, mask: Array, scale: float, softcap: float | None = None
+    q_BLHK: Array,
+    k_BMJK: Array,
+    v_BMJK: Array,
+    mask: Array,
+    scale: float,
+    softcap: float | None = None,
+    *,
+    last: bool = True,
 ) -> Array:
     """The values under the probabilities, [B, L, H, K] in their dtype, by blocks of queries.
 
-    Causal by construction: the L queries are neighbours among the M positions of the keys, so that query i sees no key
-    after M - L + i, whatever the mask says. A block reads the keys up to its end: at L = M, little over half of them.
+    Where the L queries are the `last` of the M positions of the keys, it is causal by construction: query i sees no key
+    after M - L + i, whatever the mask says, and a block reads the keys up to its end: at L = M, little over half of
+    them. Else a block reads all keys.
     """
     L, M = q_BLHK.shape[1], k_BMJK.shape[1]
     size = max(BLOCK, math.ceil(L / BLOCKS))
     blocks = []
     for start in range(0, L, size):
         stop = min(start + size, L)
-        seen = M - L + stop
+        seen = M - L + stop if last else M
         part = q_BLHK[:, start:stop], k_BMJK[:, :seen], v_BMJK[:, :seen], mask[:, :, start:stop, :seen]
         blocks.append(_attend_block(*part, scale, softcap))
     return jnp.concatenate(blocks, axis=1)
@@ -127,20 +136,20 @@ class Attention(nnx.Module):
             norms.declare(self, "k_norm", "K", K, config.design.norm)
         self.config = config
 
-    def project(self, x_BLD: Array, angles: Angles | None, shard) -> tuple[Array, Array, Array]:
-        """Queries [B, L, H, K], keys and values [B, L, J, K], as they enter the dot product."""
+    def project(self, x_BLD: Array, angles: Angles | None, shard: Shard) -> tuple[Array, Array, Array]:
+        """Queries [B, L, H, K], keys and values [B, L, J, K] of the tokens at hand, as they enter the dot product."""
         dtype = x_BLD.dtype
         q_BLHK = shard(jnp.einsum("bld,dhk->blhk", x_BLD, self.q_DHK[...].astype(dtype)), "BLHK")
-        k_BMJK = shard(jnp.einsum("bld,djk->bljk", x_BLD, self.k_DJK[...].astype(dtype)), "BMJK")
-        v_BMJK = shard(jnp.einsum("bld,djk->bljk", x_BLD, self.v_DJK[...].astype(dtype)), "BMJK")
+        k_BLJK = shard(jnp.einsum("bld,djk->bljk", x_BLD, self.k_DJK[...].astype(dtype)), "BLJK")
+        v_BLJK = shard(jnp.einsum("bld,djk->bljk", x_BLD, self.v_DJK[...].astype(dtype)), "BLJK")
         q_BLHK = add_bias(q_BLHK, self, "q_bias_HK")
-        k_BMJK, v_BMJK = add_bias(k_BMJK, self, "k_bias_JK"), add_bias(v_BMJK, self, "v_bias_JK")
+        k_BLJK, v_BLJK = add_bias(k_BLJK, self, "k_bias_JK"), add_bias(v_BLJK, self, "v_bias_JK")
         if self.config.qk_norm:
             q_BLHK = norms.call(self, "q_norm", "K", q_BLHK, self.config)
-            k_BMJK = norms.call(self, "k_norm", "K", k_BMJK, self.config)
+            k_BLJK = norms.call(self, "k_norm", "K", k_BLJK, self.config)
         if angles is not None:
-            q_BLHK, k_BMJK = rotate(q_BLHK, angles), rotate(k_BMJK, angles)
-        return q_BLHK, k_BMJK, v_BMJK
+            q_BLHK, k_BLJK = rotate(q_BLHK, angles), rotate(k_BLJK, angles)
+        return q_BLHK, k_BLJK, v_BLJK
 
     @property
     def scale(self) -> float:
@@ -152,28 +161,60 @@ class Attention(nnx.Module):
         """Where each query looks, fp32 [B, H, L, M]."""
         return probabilities(q_BLHK, k_BMJK, mask, self.scale, self.config.design.attention.softcap)
 
-    def _mix(self, q_BLHK: Array, k_BMJK: Array, v_BMJK: Array, mask: Array, implementation: Implementation) -> Array:
-        """The values under the probabilities, [B, L, H, K]."""
+    def _mix(
+        self,
+        q_BLHK: Array,
+        k_BMJK: Array,
+        v_BMJK: Array,
+        mask: Array,
+        implementation: Implementation,
+        *,
+        last: bool = True,
+    ) -> Array:
+        """The values under the probabilities, [B, L, H, K]; `last` is as `attend` has it."""
         softcap, implementation = (
             self.config.design.attention.softcap,
             implementation or DEFAULT.get(jax.default_backend()),
         )
         if softcap is not None or implementation == "blocks":  # no fused kernel of JAX computes a soft-cap
-            return attend(q_BLHK, k_BMJK, v_BMJK, mask, self.scale, softcap)
+            return attend(q_BLHK, k_BMJK, v_BMJK, mask, self.scale, softcap, last=last)
         return jax.nn.dot_product_attention(
             q_BLHK, k_BMJK, v_BMJK, mask=mask, scale=self.scale, implementation=implementation
         )
 
+    def _mix_parts(
+        self, q_BLHK: Array, k_BLJK: Array, v_BLJK: Array, mask: Array, shard: Shard, implementation: Implementation
+    ) -> Array:
+        """As `_mix`, where devices share out the positions: each gathers all keys and values for its own queries.
+
+        A layer moves its keys and values once, and their gradients back. All devices work alike, on the keys that the
+        mask hides too.
+        """
+
+        def on_device(q_BLHK: Array, k_BLJK: Array, v_BLJK: Array, mask_BLM: Array) -> Array:
+            k_BMJK, v_BMJK = (shard.gather(x, "BLJK", "L") for x in (k_BLJK, v_BLJK))
+            return self._mix(q_BLHK, k_BMJK, v_BMJK, mask_BLM[:, None], implementation, last=False)
+
+        return shard.local(on_device, "BLHK", q_BLHK=q_BLHK, k_BLJK=k_BLJK, v_BLJK=v_BLJK, mask_BLM=mask[:, 0])
+
     def __call__(
-        self, x_BLD: Array, view: View, shard, *, implementation: Implementation = None, keep: tuple[str, ...] = ()
+        self,
+        x_BLD: Array,
+        view: View,
+        shard: Shard,
+        *,
+        implementation: Implementation = None,
+        keep: tuple[str, ...] = (),
     ) -> tuple[Array, dict[str, Array]]:
         """The attention's output [B, L, D], and what it has of the arrays named in `keep`."""
-        q_BLHK, k_BMJK, v_BMJK = self.project(x_BLD, view.angles, shard)
-        seen = {"queries": q_BLHK, "keys": k_BMJK, "values": v_BMJK}
-        if view.past is not None:
-            k_BMJK, v_BMJK = view.past.join(k_BMJK, v_BMJK)
+        q_BLHK, k_BLJK, v_BLJK = self.project(x_BLD, view.angles, shard)
+        seen = {"queries": q_BLHK, "keys": k_BLJK, "values": v_BLJK}
+        k_BMJK, v_BMJK = (k_BLJK, v_BLJK) if view.past is None else view.past.join(k_BLJK, v_BLJK)
         if "attention" in keep:
             seen["attention"] = self.probabilities(q_BLHK, k_BMJK, view.mask)
-        mixed_BLHK = self._mix(q_BLHK, k_BMJK, v_BMJK, view.mask, implementation)
+        if view.past is None and shard.axes("L", "BL"):
+            mixed_BLHK = self._mix_parts(q_BLHK, k_BLJK, v_BLJK, view.mask, shard, implementation)
+        else:
+            mixed_BLHK = self._mix(q_BLHK, k_BMJK, v_BMJK, view.mask, implementation)
         out_BLD = jnp.einsum("blhk,hkd->bld", mixed_BLHK, self.o_HKD[...].astype(x_BLD.dtype))
         return add_bias(out_BLD, self, "o_bias_D"), seen

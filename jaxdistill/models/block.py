@@ -12,6 +12,7 @@ from jaxdistill.models.design import Experts, GatedMLP, PlainMLP
 from jaxdistill.models.mlp import GatedMLP as Gated
 from jaxdistill.models.mlp import PlainMLP as Plain
 from jaxdistill.models.moe import ExpertMLP
+from jaxdistill.shard import Shard
 
 MLPS = {GatedMLP: Gated, PlainMLP: Plain, Experts: ExpertMLP}
 
@@ -31,7 +32,13 @@ class Block(nnx.Module):
         return norms.call(self, name, "D", x_BLD, self.config)
 
     def __call__(
-        self, x_BLD: Array, view: View, shard, *, implementation: Implementation = None, keep: tuple[str, ...] = ()
+        self,
+        x_BLD: Array,
+        view: View,
+        shard: Shard,
+        *,
+        implementation: Implementation = None,
+        keep: tuple[str, ...] = (),
     ) -> tuple[Array, dict[str, Array]]:
         """The stream after this layer, and the arrays named in `keep`."""
         residual = self.config.design.residual

@@ -8,6 +8,7 @@ from jax import Array
 
 from jaxdistill.models.design import Activation
 from jaxdistill.models.weights import add_bias, bias, matrix
+from jaxdistill.shard import Shard
 
 ACTIVATIONS: Mapping[Activation, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
@@ -29,7 +30,7 @@ class GatedMLP(nnx.Module):
             self.gate_bias_F, self.up_bias_F, self.down_bias_D = bias(F), bias(F), bias(D)
         self.activation = config.design.mlp.activation
 
-    def __call__(self, x_BLD: Array, shard) -> tuple[Array, dict[str, Array]]:
+    def __call__(self, x_BLD: Array, shard: Shard) -> tuple[Array, dict[str, Array]]:
         dtype = x_BLD.dtype
         gate_BLF = add_bias(shard(x_BLD @ self.gate_DF[...].astype(dtype), "BLF"), self, "gate_bias_F")
         up_BLF = add_bias(shard(x_BLD @ self.up_DF[...].astype(dtype), "BLF"), self, "up_bias_F")
@@ -48,7 +49,7 @@ class PlainMLP(nnx.Module):
             self.up_bias_F, self.down_bias_D = bias(F), bias(D)
         self.activation = config.design.mlp.activation
 
-    def __call__(self, x_BLD: Array, shard) -> tuple[Array, dict[str, Array]]:
+    def __call__(self, x_BLD: Array, shard: Shard) -> tuple[Array, dict[str, Array]]:
         dtype = x_BLD.dtype
         up_BLF = add_bias(shard(x_BLD @ self.up_DF[...].astype(dtype), "BLF"), self, "up_bias_F")
         out_BLD = ACTIVATIONS[self.activation](up_BLF) @ self.down_FD[...].astype(dtype)

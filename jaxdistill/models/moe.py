@@ -1,16 +1,25 @@
 """Mixtures of experts without dropped tokens: tokens are sorted by expert, and ragged matmuls do the rest.
 
 This is the dropless formulation of MegaBlocks (arXiv 2211.15841), with `jax.lax.ragged_dot` for its grouped matmuls.
+
+Where devices share out the experts, each of them sees the tokens of its whole group, computes what its own experts say
+of them, and gets back the sum for its own tokens. A layer moves its input and output once within the group, whatever
+the router chooses: no token is dropped, and no device waits for one that is popular. What an all-to-all would save is
+memory: here a device has room for the visits of all of its group's tokens, as if all of them went to its experts.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from jaxdistill import dims
 from jaxdistill.models.design import Experts
 from jaxdistill.models.mlp import ACTIVATIONS
 from jaxdistill.models.weights import matrix
+from jaxdistill.shard import Shard
 
 
 def choose(logits_TE: Array, design: Experts) -> tuple[Array, Array]:
@@ -49,20 +58,51 @@ class ExpertMLP(nnx.Module):
         self.down_EFD = matrix(rngs, (E, F, D), fan_in=F)
         self.design = config.design.mlp
 
-    def __call__(self, x_BLD: Array, shard) -> tuple[Array, dict[str, Array]]:
-        (B, L, D), dtype = x_BLD.shape, x_BLD.dtype
-        logits_BLE = (x_BLD @ self.router_DE[...].astype(dtype)).astype(jnp.float32)
-        expert, weight = choose(logits_BLE.reshape(B * L, -1), self.design)
-        order = jnp.argsort(expert.reshape(-1), stable=True)  # the visits of tokens to experts, sorted by expert
-        visits_TD = x_BLD.reshape(-1, D)[order // self.design.active]
-        out_TD = self._experts(visits_TD, jnp.bincount(expert.reshape(-1), length=self.design.num))
-        by_token = out_TD[jnp.argsort(order)].reshape(B * L, self.design.active, D)
-        mixed_TD = jnp.einsum("tad,ta->td", by_token.astype(jnp.float32), weight)
-        return shard(mixed_TD.astype(dtype).reshape(B, L, D), "BLD"), {"router": logits_BLE}
+    def __call__(self, x_BLD: Array, shard: Shard) -> tuple[Array, dict[str, Array]]:
+        dtype = x_BLD.dtype
+        logits_BLE = shard((x_BLD @ self.router_DE[...].astype(dtype)).astype(jnp.float32), "BLE")
+        weights = {name: getattr(self, name)[...].astype(dtype) for name in ("gate_EDF", "up_EDF", "down_EFD")}
+        on_device = functools.partial(_on_device, self.design, shard)
+        return shard.local(on_device, "BLD", x_BLD=x_BLD, logits_BLE=logits_BLE, **weights), {"router": logits_BLE}
 
-    def _experts(self, x_TD: Array, size_E: Array) -> Array:
-        """Every expert on its own rows: `size_E` of them each, one expert after the other."""
-        gate_EDF, up_EDF, down_EFD = (w[...].astype(x_TD.dtype) for w in (self.gate_EDF, self.up_EDF, self.down_EFD))
-        gate_TF = jax.lax.ragged_dot(x_TD, gate_EDF, size_E)
-        up_TF = jax.lax.ragged_dot(x_TD, up_EDF, size_E)
-        return jax.lax.ragged_dot(ACTIVATIONS[self.design.activation](gate_TF) * up_TF, down_EFD, size_E)
+
+def _on_device(design: Experts, shard: Shard, x_BLD: Array, logits_BLE: Array, **weights: Array) -> Array:
+    """The mixture for a device's tokens, from all experts of its group: [B, L, D] in the dtype of `x_BLD`."""
+    group = shard.axes("E", "EDF")
+    weights = {name: shard.gather(w, dims.letters(name), "D") for name, w in weights.items()}
+    x_TD, logits_TE = (x.reshape(-1, x.shape[-1]) for x in (x_BLD, logits_BLE))
+    if group:
+        x_TD, logits_TE = (jax.lax.all_gather(x, group, tiled=True) for x in (x_TD, logits_TE))
+    first = shard.part("E", "EDF") * weights["gate_EDF"].shape[0]
+    mixed_TD = shard.sum(mixture(x_TD, *choose(logits_TE, design), first, design, **weights), shard.axes("F", "EDF"))
+    if group:
+        mixed_TD = jax.lax.psum_scatter(mixed_TD, group, tiled=True)
+    return mixed_TD.astype(x_BLD.dtype).reshape(x_BLD.shape)
+
+
+def mixture(
+    x_TD: Array,
+    expert: Array,
+    weight: Array,
+    first: Array | int,
+    design: Experts,
+    *,
+    gate_EDF: Array,
+    up_EDF: Array,
+    down_EFD: Array,
+) -> Array:
+    """What these experts, the first of which is number `first`, add to every token, fp32 [T, D].
+
+    `expert` and `weight` are as `choose` gives them: experts that are not here add nothing.
+    """
+    E = gate_EDF.shape[0]
+    own = (expert - first).reshape(-1)
+    own = jnp.where((own >= 0) & (own < E), own, E)
+    order = jnp.argsort(own, stable=True)  # the visits of tokens to experts, sorted by expert, those elsewhere last
+    size_E = jnp.bincount(own, length=E)
+    is_here_T1 = jnp.arange(len(own))[:, None] < jnp.sum(size_E)  # ragged_dot says nothing about the rows behind
+    visits_TD = jnp.where(is_here_T1, x_TD[order // design.active], 0)
+    gate_TF, up_TF = (jax.lax.ragged_dot(visits_TD, w_EDF, size_E) for w_EDF in (gate_EDF, up_EDF))
+    out_TD = jax.lax.ragged_dot(ACTIVATIONS[design.activation](gate_TF) * up_TF, down_EFD, size_E)
+    by_token = jnp.where(is_here_T1, out_TD, 0)[jnp.argsort(order)].reshape(*expert.shape, -1).astype(jnp.float32)
+    return jnp.einsum("tad,ta->td", by_token, weight)

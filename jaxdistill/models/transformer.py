@@ -307,7 +307,8 @@ class Transformer:
     def _embed(self, params: Params, tokens_BL: Array, position_BL: Array) -> Array:
         """The stream that enters the first layer."""
         design = self.config.design
-        x_BLD = params["embed_VD"].astype(self.dtype)[tokens_BL]
+        embed_VD = params["embed_VD"].astype(self.dtype)
+        x_BLD = self.shard.local(functools.partial(_look_up, self.shard), "BLD", w_VD=embed_VD, tokens_BL=tokens_BL)
         if design.embed_scale != 1:
             x_BLD = x_BLD * jnp.asarray(design.embed_scale, self.dtype)
         if isinstance(design.position, LearnedPositions):
@@ -346,6 +347,16 @@ class Transformer:
             softcap=config.softcap,
             vocab_size=config.vocab_size,
         )
+
+
+def _look_up(shard: Shard, w_VD: Array, tokens_BL: Array) -> Array:
+    """The rows of these tokens, [B, L, D]: each device gives those of its part of the vocabulary."""
+    w_VD = shard.gather(w_VD, "VD", "D")
+    if not (parts := shard.axes("V", "VD")):
+        return w_VD[tokens_BL]
+    row_BL = tokens_BL - shard.part("V", "VD") * w_VD.shape[0]
+    is_here_BL = (row_BL >= 0) & (row_BL < w_VD.shape[0])
+    return shard.sum(jnp.where(is_here_BL[..., None], w_VD[jnp.where(is_here_BL, row_BL, 0)], 0), parts)
 
 
 def local_layers(config: Config) -> np.ndarray | None:

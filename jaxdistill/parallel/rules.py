@@ -138,12 +138,13 @@ class OnMesh(Shard):
         return tuple(axis for axis in claimed if self.mesh.shape[axis] > 1)
 
     def local(self, function: Callable[..., Array], out: str, **arrays: Array) -> Array:
-        def place(name: str, x: Array) -> PartitionSpec:
-            entries = spec(dims.letters(name), self.rules)
-            return PartitionSpec(*(None if size == 1 else e for size, e in zip(x.shape, entries, strict=True)))
+        def place(own: str, shape: tuple[int, ...] = ()) -> PartitionSpec:
+            axes = (self.axes(letter, own) for letter in own)
+            sizes = shape or (None,) * len(own)
+            return PartitionSpec(*(None if size == 1 else a or None for a, size in zip(axes, sizes, strict=True)))
 
-        specs = {name: place(name, x) for name, x in arrays.items()}
+        specs = {name: place(dims.letters(name), x.shape) for name, x in arrays.items()}
         mapped = jax.shard_map(
-            lambda arrays: function(**arrays), mesh=self.mesh, in_specs=(specs,), out_specs=spec(out, self.rules)
+            lambda arrays: function(**arrays), mesh=self.mesh, in_specs=(specs,), out_specs=place(out)
         )
         return mapped(arrays)
