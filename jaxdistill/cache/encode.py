@@ -1,5 +1,6 @@
 """From a teacher's head to the integers of a cache, a chunk of positions at a time."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxdistill import dims
 from jaxdistill.cache.codec import Layout
 from jaxdistill.cache.samplers import Sampler
 from jaxdistill.cache.states import LastStates
@@ -39,7 +41,22 @@ def encode(
         extra = {f"{name}_BL": getattr(target, f"{name}_BL") for name in layout.extra}
         return packed | extra | statistics(head, inputs["label_BL"], sharding)
 
-    return map_chunks(on_chunk, head, {"label_BL": label_BL, "index_BL": index_BL}, positions=None)
+    # What a device has of a sequence is a sequence to these ops, so that every device has a part of every chunk.
+    sequences, parts = head.h_BLD.shape[0], sharding.size(sharding.positions)
+    sharding = dataclasses.replace(sharding, sequences=sharding.tokens, positions=())
+    folded = _folded((head, {"label_BL": label_BL, "index_BL": index_BL}), sequences * parts)
+    return _folded(map_chunks(on_chunk, *folded, positions=None), sequences)
+
+
+def _folded(tree: Any, sequences: int) -> Any:
+    """Every per-token array with as many sequences."""
+
+    def fold(path: Any, x: Any) -> Any:
+        if not dims.per_token(path):
+            return x
+        return x.reshape(sequences, x.shape[0] * x.shape[1] // sequences, *x.shape[2:])
+
+    return jax.tree_util.tree_map_with_path(fold, tree)
 
 
 def uniforms(key: Array, index_BL: Array) -> Array:
