@@ -14,6 +14,7 @@ from jaxdistill.errors import InputError
 from jaxdistill.models import decoding
 from jaxdistill.models.families import gpt
 from jaxdistill.models.transformer import Config, Transformer
+from jaxdistill.shard import Shard
 
 L, SLOTS = 9, 12  # past every window of the families, with room behind
 # at most 7 layers of some 8 reductions of at most 37 terms, each off by 2 sqrt(n) u, in both of the two that differ
@@ -106,11 +107,12 @@ def test_the_cache_holds_the_keys_and_values_that_attention_computes_with(family
 def test_a_cache_has_the_shape_of_its_letters_the_models_dtype_and_its_place():
     config, placed = Config(37, 3, 16, 4, 6, 20, num_kv_heads=2), []
 
-    def shard(x, own):
-        placed.append((own, x.shape))
-        return x
+    class Noting(Shard):
+        def __call__(self, x, own):
+            placed.append((own, x.shape))
+            return x
 
-    model = Transformer(config, dtype=jnp.bfloat16, shard=shard)
+    model = Transformer(config, dtype=jnp.bfloat16, shard=Noting())
     cache = model.cache(5, SLOTS)
     assert placed == [("NBMJK", (3, 5, SLOTS, 2, 6))] * 2
     dims.check(cache._asdict(), config.dims | {"B": 5, "M": SLOTS}, "cache")

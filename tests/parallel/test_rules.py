@@ -86,6 +86,13 @@ def test_a_batch_lies_by_its_sequences_and_positions():
         rules.of_batch({"tokens_BL": np.zeros((8, 3))}, abstract(Mesh(fsdp=4, context=2)))
 
 
+def test_a_teacher_has_the_table_of_its_student_unless_it_is_given_another(distilled):
+    assert distilled.teacher_table == distilled.table == "axes"
+    assert dataclasses.replace(distilled, table="fsdp").teacher_table == "fsdp"
+    changed = config.override(distilled, ["teacher.table=tensor"])
+    assert (changed.table, changed.teacher_table) == ("axes", "tensor")
+
+
 def test_axes_and_tables_that_are_not_asked_for_leave_a_text_as_it_was(supervised):
     text = config.text(supervised)
     assert not any(word in text for word in ("context", "expert", "table"))

@@ -45,7 +45,7 @@ LAYOUTS = {
         Mesh(context=2, tensor=2),
         Sharding(None, ("fsdp",), ("context",), ("tensor",), ("fsdp", "context")),
     ),
-    "vocabulary over two axes": (Mesh(data=2, fsdp=2), Sharding(None, ("data",), (), ("fsdp", "tensor"))),
+    "vocabulary over two axes": (Mesh(data=2, fsdp=2, tensor=2), Sharding(None, ("data",), (), ("fsdp", "tensor"))),
 }
 
 
