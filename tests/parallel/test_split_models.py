@@ -47,5 +47,6 @@ def test_of_what_positions_share_out_keys_and_values_alone_are_gathered(found):
 
 
 def test_activations_shrink_with_the_context_axis(found):
+    """By four, less the scores that the mask hides: a device that has all positions never forms half of them."""
     whole, a_fourth = found["temporary"]
-    assert a_fourth < 0.3 * whole
+    assert a_fourth < 0.45 * whole
