@@ -30,7 +30,7 @@ MESHES = {
     "FSDP x TP": {"mesh": {"fsdp": 4, "tensor": 2}},
     "context": {"mesh": {"context": 2, "tensor": 2}},
     "expert": {"mesh": {"expert": 2, "tensor": 2}, "model": "experts"},
-    "data": {"mesh": {"fsdp": 4, "tensor": 2}, "table": "data", "teacher_table": "tensor"},
+    "data": {"mesh": {"data": 2, "fsdp": 2, "tensor": 2}, "table": "data", "teacher_table": "tensor"},
     "fsdp": {"mesh": {"context": 2, "tensor": 2}, "table": "fsdp", "teacher_table": "axes"},
     "tensor": {"mesh": {"data": 2, "fsdp": 2, "tensor": 2}, "table": "tensor", "teacher_table": "fsdp"},
 }
