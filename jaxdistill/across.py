@@ -51,14 +51,21 @@ class Chunking:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Marks:
-    """What the ids of a tokenizer are: `is_boundary_V` begin a new word, `is_special_V` are no text; bool."""
+    """What the ids of a tokenizer are.
+
+    Attributes:
+      is_boundary_V: bool, those that a new word begins with.
+      is_special_V: bool, those that are no text.
+      match_V: int32, of a student, the teacher's id that stands for each; negative where none does. None: not asked.
+    """
 
     is_boundary_V: Any
     is_special_V: Any
+    match_V: Any = None
 
     @classmethod
-    def of(cls, spelling: align.Spelling) -> "Marks":
-        return cls(spelling.is_boundary(), spelling.is_special())
+    def of(cls, spelling: align.Spelling, match_V: Any = None) -> "Marks":
+        return cls(spelling.is_boundary(), spelling.is_special(), match_V)
 
 
 def says(

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from jaxdistill import checkpoint, dims, rundir
 from jaxdistill import config as configs
 from jaxdistill.across import Marks
-from jaxdistill.align import Spelling
+from jaxdistill.align import Spelling, nearest
 from jaxdistill.cache.reader import Cache
-from jaxdistill.data import Dataset, Tokens, load_tokenizer, pairs
+from jaxdistill.data import Dataset, Tokens, load_tokenizer, pairs, progress
 from jaxdistill.data.tokenizers import Tokenizer
 from jaxdistill.errors import InputError
 from jaxdistill.experiment import Experiment
@@ -117,11 +117,19 @@ def beside(
     """
     other = load_tokenizer(directory / "tokenizer")
     paired = pairs.pair(tokens, dataset, other, teacher.length, teacher.chunking.at, cache, quiet)
-    spellings = (
-        Spelling.of(tokenizer.token_bytes.of_id, {"eos": tokenizer.eos_id}) for tokenizer in (other, dataset.tokenizer)
-    )
-    of_teacher, of_student = map(Marks.of, spellings)
-    return dataclasses.replace(paired, held_out=dataset.held_out), (of_teacher, of_student)
+    tables = [(tokenizer.token_bytes.of_id, {"eos": tokenizer.eos_id}) for tokenizer in (dataset.tokenizer, other)]
+    student, own = (Spelling.of(*table) for table in tables)
+    match_V = _match(tables, teacher.match, quiet)
+    return dataclasses.replace(paired, held_out=dataset.held_out), (Marks.of(own), Marks.of(student, match_V))
+
+
+def _match(tables: Any, match: str | None, quiet: bool) -> Any:
+    """The teacher's id for each of the student's, of whose tables of bytes and roles the student's is the first."""
+    if match is None:
+        return None
+    (own, own_roles), (other, other_roles) = tables
+    with progress.counting("matching tokens", len(own), "tokens", quiet) as advance:
+        return nearest(own, own_roles, other, other_roles, advance)
 
 
 def teacher_of(cache: Path) -> Path:

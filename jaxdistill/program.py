@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxdistill import checkpoint, evals
-from jaxdistill.across import Marks, says
+from jaxdistill.across import Marks
+from jaxdistill.alongside import hear
 from jaxdistill.experiment import Experiment
 from jaxdistill.losses.linear_heads import Sharding
 from jaxdistill.losses.objective import Objective
@@ -84,7 +85,7 @@ def build(
     across = None
     if isinstance(experiment.teacher, Across) and marks is not None and marks[0] is not None:
         across = functools.partial(
-            says, chunking=experiment.teacher.chunking, teacher=marks[0], student=marks[1], sharding=teacher_sharding
+            hear, chunking=experiment.teacher.chunking, teacher=marks[0], student=marks[1], sharding=teacher_sharding
         )
     step = make_step(
         model,

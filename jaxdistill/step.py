@@ -101,7 +101,7 @@ def make_step(
         h_BLD, kept = model.hidden(params, batch.tokens_BL, batch.segment_BL, batch.position_BL, keep=layers)
         head, weight_BL = model.head(params, h_BLD), batch.weight_BL
         knobs = knobs | {name: x_BL for name, x_BL in batch.signals.items() if name.endswith("_BL")}
-        signals = {"segment": batch.segment_BL, **batch.signals}
+        signals = {"segment": batch.segment_BL, **batch.signals, **further.signals}
         weights = token_weights(objective, head, target, weight_BL, knobs, signals, sharding=sharding)
         total, values = jnp.float32(0), {}
         if on_logits.terms:
@@ -109,7 +109,7 @@ def make_step(
                 on_logits, head, target, weight_BL, knobs, weights=weights, sharding=sharding, **streaming
             )
         for name, term in on_states.terms:
-            values[name] = term.loss(kept, further.states, weight_BL)
+            values[name] = term.loss(kept, further.states, further.weight(weight_BL))
         divergences = {name: term.loss for name, term in on_chunks.terms}
         values |= answers(
             divergences, head, further.chunks, batch.label_BL, weight_BL, marks=marks, sharding=sharding, **streaming

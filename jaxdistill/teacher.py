@@ -7,7 +7,7 @@ them and none has to be stopped.
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from jax import Array
@@ -68,14 +68,21 @@ class Across:
     Attributes:
       run: as `Online.run`.
       chunking: how the two sides are compared.
+      match: which of the teacher's ids stands for each of the student's, for terms that compare distributions:
+        "nearest", that of the least edit distance; None, which such terms refuse.
       length: tokens of the teacher in a window; None for as many as the text of the student's windows takes.
       table: as `Online.table`.
     """
 
     run: Any
     chunking: Chunking = Chunking()
+    match: Literal["nearest"] | None = None
     length: int | None = None
     table: Table | None = dataclasses.field(default=None, metadata={"later": True})
+
+    def __post_init__(self):
+        if self.match not in (None, "nearest"):
+            raise InputError(f"teacher.match is {self.match!r}; it must be 'nearest' or None")
 
     def sources(self, student: Any) -> dict[str, Any]:
         """What has to be run before this student, by role."""
@@ -152,8 +159,8 @@ def make_target(
     models say, or, with no model, what the data says.
 
     `index_BL` tells the tokens of a step apart, so that a random choice does not depend on how they are divided.
-    `layers` are those of the teacher whose hidden states are kept. `across(head, batch)` -> Chunked is for a teacher
-    with a tokenizer of its own, which sees the tokens in `batch.beside`.
+    `layers` are those of the teacher whose hidden states are kept. `across(head, states, batch)` says the same of a
+    teacher with a tokenizer of its own, which sees the tokens in `batch.beside`: `alongside.hear`.
     """
 
     def target(params: Mapping[str, Any], batch: Any, key: Array, index_BL: Array) -> tuple[Target, Further]:
@@ -167,8 +174,9 @@ def make_target(
             return Labels(batch.label_BL), Further()
         if across is not None:
             model, own = models[TEACHER], batch.beside.batch
-            h_BLD, _ = model.hidden(params[TEACHER], own.tokens_BL, own.segment_BL, own.position_BL)
-            return Labels(batch.label_BL), Further(chunks=across(model.head(params[TEACHER], h_BLD), batch))
+            inputs = params[TEACHER], own.tokens_BL, own.segment_BL, own.position_BL
+            h_BLD, states = model.hidden(*inputs, keep=layers)
+            return across(model.head(params[TEACHER], h_BLD), states, batch)
         heads, kept = {}, {}
         for name, model in models.items():
             inputs = params[name], batch.tokens_BL, batch.segment_BL, batch.position_BL

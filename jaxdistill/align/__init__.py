@@ -2,6 +2,7 @@
 
     Spelling.of -> locate -> align                       on the host: which chunk every token of a batch belongs to
     boundary_logp -> merge -> chunk_logp                 on the device: what chunks are worth, differentiable
+    begins, ends -> states_at                            where both sides have read the same text
 
 The method is approximate likelihood matching (ALM, arXiv 2503.20083). `reference` holds the definitions, one row at a
 time and with loops; the rest is the same for a batch, without them.
@@ -12,22 +13,30 @@ are bytes and special tokens. L is the length of one side: teacher and student h
 
 from jaxdistill.align.chunks import NO_CHUNK, Chunks, align
 from jaxdistill.align.likelihood import Debias, boundary_logp, chunk_logp, last_token, merge, scored
+from jaxdistill.align.nearest import NO_MATCH, nearest
+from jaxdistill.align.places import NO_PLACE, begins, ends, states_at
 from jaxdistill.align.spans import Spans, check_text, locate
 from jaxdistill.align.spelling import Spelling, shared_roles
 
 __all__ = [
     "NO_CHUNK",
+    "NO_MATCH",
+    "NO_PLACE",
     "Chunks",
     "Debias",
     "Spans",
     "Spelling",
     "align",
+    "begins",
     "boundary_logp",
     "check_text",
     "chunk_logp",
+    "ends",
     "last_token",
     "locate",
     "merge",
+    "nearest",
     "scored",
     "shared_roles",
+    "states_at",
 ]

@@ -95,6 +95,19 @@ def uld(weight: float = 1.5) -> Terms:
     return {"ce": Term(CrossEntropy()), "sorted_l1": Term(SortedL1(), weight)}
 
 
+def mined(label: float = 0.0, temperature: float = 2.0) -> Terms:
+    """T^2 KL(p || q) on chunks of one token a side, p in the ids nearest by edit distance; CE on the others (MinED).
+
+    The baseline of ALM (arXiv 2503.20083), after FuseLLM (arXiv 2401.10491). `label` CE on all tokens is added. Needs a
+    teacher with another tokenizer: Across(match="nearest").
+    """
+    terms = {
+        "kl": Term(ForwardKL(temperature), weight=Signal("paired")),
+        "ce_unpaired": Term(CrossEntropy(), weight=Signal("unpaired")),
+    }
+    return terms | ({"ce": Term(CrossEntropy(), label)} if label else {})
+
+
 def align_distil(beta: float = 0.1, scale: float = 10.0) -> Terms:
     """beta / w KL(q || softmax(z + w (z - z_reverse))), w = scale |p - p_reverse|_1 + 0.001 (arXiv 2503.02832).
 

@@ -56,6 +56,28 @@ class SquareHead:
         return jnp.mean((h_BLD - target_BLD) ** 2, axis=-1) / jnp.maximum(size, jnp.finfo(jnp.float32).tiny)
 
 
+@dataclasses.dataclass(frozen=True)
+class ChannelSquare:
+    """mean_D (h - h_teacher)^2 / m_D, with m_D the mean of h_teacher^2 of all tokens that count in the row.
+
+    ALM adds it at the ends of chunks (arXiv 2503.20083, appendix C); its released code takes m over the batch. That
+    of a row does not depend on how rows are divided into micro-batches and over devices. A common factor on a channel
+    of both models changes nothing; a channel in which the teacher is 0 throughout does not count.
+    """
+
+    def __call__(self, h_BLD: Array, target_BLD: Array, weight_BL: Array) -> Array:
+        """[..., B, L, D] twice and fp32 [B, L] to fp32 [..., B, L]; 0 where the weight is.
+
+        Raises InputError where the shapes differ.
+        """
+        h_BLD, target_BLD = _comparable(h_BLD, target_BLD, weight_BL)
+        number_BL = jnp.sum(weight_BL != 0, axis=-1, keepdims=True)[..., None]
+        size_BLD = jnp.sum(target_BLD**2, axis=-2, keepdims=True) / jnp.maximum(number_BL, 1)
+        is_silent_BLD = size_BLD == 0
+        share_BLD = jnp.where(is_silent_BLD, 0, 1 / jnp.where(is_silent_BLD, 1, size_BLD))
+        return jnp.mean((h_BLD - target_BLD) ** 2 * share_BLD, axis=-1)
+
+
 def _comparable(h_BLD: Array, target_BLD: Array, weight_BL: Array) -> tuple[Array, Array]:
     """Both in fp32, the teacher's without gradient, and zeros for tokens that do not count, whatever they hold."""
     if h_BLD.shape != target_BLD.shape:

@@ -113,11 +113,19 @@ class Further:
 
     Attributes:
       states: a teacher's hidden states by layer, [B, L, D] each; empty where no term looks at them.
+      is_state_BL: bool, the tokens that have one; None for all, as with a teacher of the same tokenizer.
       chunks: what a teacher of another tokenizer says, where there is one.
+      signals: numbers of the tokens by name, [B, L] each, that token weights may read beside those of the batch.
     """
 
     states: Mapping[int, Array] = dataclasses.field(default_factory=dict)
+    is_state_BL: Array | None = None
     chunks: Chunked | None = None
+    signals: Mapping[str, Array] = dataclasses.field(default_factory=dict)
+
+    def weight(self, weight_BL: Array) -> Array:
+        """The weights, 0 where there is no state to compare with."""
+        return weight_BL if self.is_state_BL is None else jnp.where(self.is_state_BL, weight_BL, 0)
 
 
 def logits_like(head: Head, z_BLV: Array, vocabulary: Vocabulary) -> Array:

@@ -17,8 +17,9 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType
 
 from jaxdistill import config, sweep
-from jaxdistill.across import Marks, says
+from jaxdistill.across import Marks
 from jaxdistill.align import Chunks
+from jaxdistill.alongside import hear
 from jaxdistill.data import Batch
 from jaxdistill.data.windows import Beside
 from jaxdistill.experiment import Experiment, load_module
@@ -51,7 +52,7 @@ def trace(experiment: Experiment):
     keep, across = getattr(experiment.teacher, "keep", None), None
     if isinstance(experiment.teacher, Across):
         teacher, student = (Marks(*2 * [np.zeros(m.config.vocab_size, bool)]) for m in (teachers["teacher"], model))
-        across = functools.partial(says, chunking=experiment.teacher.chunking, teacher=teacher, student=student)
+        across = functools.partial(hear, chunking=experiment.teacher.chunking, teacher=teacher, student=student)
     objective = Objective.of(experiment.objective)
     step = make_step(model, experiment.optim, objective, teachers=teachers, keep=keep, across=across)
     state = jax.eval_shape(lambda key: init_state(model, experiment.optim, key), jax.random.key(0))

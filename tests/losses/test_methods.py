@@ -46,7 +46,7 @@ def case():
         name: jnp.asarray(rng.integers(2, size=(B, L)), jnp.float32) for name in ("forget", "retain", "rejected")
     }
     signals |= {"chosen": 1 - signals["rejected"], "preference": 1 - 2 * signals["rejected"]}
-    signals |= {"pair": jnp.ones((B, L), jnp.int32)}
+    signals |= {"pair": jnp.ones((B, L), jnp.int32), "paired": signals["chosen"], "unpaired": signals["rejected"]}
     weight_BL = jnp.asarray(rng.choice([0.0, 0.5, 1.0], size=(B, L)), jnp.float32)
     return random_head(rng, 6, 127), Dense(label_BL, random_head(rng, 7, 63), heads), weight_BL, signals
 

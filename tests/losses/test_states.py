@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from jaxdistill.errors import InputError
-from jaxdistill.losses.states import CosineDistance, MeanSquare, SquareHead
+from jaxdistill.losses.states import ChannelSquare, CosineDistance, MeanSquare, SquareHead
 
 U = 2.0**-24
-LOSSES = [MeanSquare(), CosineDistance(), SquareHead()]
+LOSSES = [MeanSquare(), CosineDistance(), SquareHead(), ChannelSquare()]
 WEIGHT_BL = jnp.asarray([[1.0, 0.5, 0.0], [1.0, 1.0, 2.0]])
 
 
@@ -32,6 +32,27 @@ def test_each_is_its_definition():
     np.testing.assert_allclose(CosineDistance()(states(0), states(1), WEIGHT_BL), (1 - cosine_BL) * counts, atol=16 * U)
     size = (t**2).mean(-1)[counts].mean()
     np.testing.assert_allclose(SquareHead()(states(0), states(1), WEIGHT_BL), square_BL / size, rtol=16 * U)
+
+
+def test_channels_are_measured_by_what_the_teacher_has_in_the_row():
+    h, t, counts = states(0), states(1), np.asarray(WEIGHT_BL) != 0
+    h[..., 2], t[..., 2] = 1.0, 0.0  # a silent channel
+    expected_BL = np.zeros((2, 3))
+    for row in range(2):
+        own = np.float64(t[row])[counts[row]]
+        with np.errstate(divide="ignore"):
+            share_D = np.where((own**2).mean(0) > 0, 1 / (own**2).mean(0), 0)
+        expected_BL[row] = ((np.float64(h[row]) - t[row]) ** 2 * share_D).mean(-1) * counts[row]
+    np.testing.assert_allclose(ChannelSquare()(h, t, WEIGHT_BL), expected_BL, rtol=32 * U)
+    scale_D = 2.0 ** np.arange(5, dtype=np.float32)
+    np.testing.assert_array_equal(
+        ChannelSquare()(h * scale_D, t * scale_D, WEIGHT_BL), ChannelSquare()(h, t, WEIGHT_BL)
+    )
+    whole, alone = (
+        ChannelSquare()(h, t, WEIGHT_BL),
+        [ChannelSquare()(h[n:][:1], t[n:][:1], WEIGHT_BL[n:][:1]) for n in (0, 1)],
+    )
+    np.testing.assert_allclose(whole, np.concatenate(alone), rtol=8 * U)
 
 
 def test_square_head_does_not_feel_a_common_scale_and_weighs_each_layer_by_its_own():

@@ -1,0 +1,80 @@
+"""For every token of one tokenizer the token of another that spells almost the same (MinED).
+
+The edit distance counts bytes that are put in, left out or exchanged (Levenshtein 1966). FuseLLM aligns vocabularies by
+it (Wan et al. 2024, arXiv 2401.10491), which ALM's authors call MinED and compare with (arXiv 2503.20083).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+NO_MATCH = -1  # of a special token whose role the other tokenizer does not have
+
+
+def nearest(
+    own: Sequence[bytes],
+    own_roles: Mapping[str, int],
+    other: Sequence[bytes],
+    other_roles: Mapping[str, int],
+    advance: Callable[[int], None] = lambda done: None,
+) -> np.ndarray:
+    """The id of `other` at the least edit distance from each of `own`, the lowest of several; int32 [V].
+
+    Special tokens, which spell nothing, stand for those of the same role. Tokens that both spell alike are found at
+    once; for another one, tokens of the other vocabulary are tried by length, as long as the length leaves a chance.
+
+    Args:
+      own, other: the bytes of every id; `b""` for special tokens.
+      own_roles, other_roles: {role: id} of special tokens, whose bytes do not count.
+      advance: called with the number of tokens done since the last call.
+    """
+    groups = _by_length(other, set(other_roles.values()))
+    first: dict[bytes, int] = {}
+    for length in groups:
+        for token in groups[length][0]:
+            first.setdefault(other[token], int(token))
+    special = {token: other_roles.get(role, NO_MATCH) for role, token in own_roles.items()}
+    match_V = np.full(len(own), NO_MATCH, np.int32)
+    for token, spelt in enumerate(own):
+        if token in special:
+            match_V[token] = special[token]
+        elif spelt:
+            match_V[token] = first[spelt] if spelt in first else _nearest(spelt, groups)
+        advance(1)
+    return match_V
+
+
+def distances(spelt: bytes, others: np.ndarray) -> np.ndarray:
+    """The edit distances from `spelt` to texts of one length: uint8 [R, length] to int [R]."""
+    place = np.arange(others.shape[1] + 1)
+    row = np.broadcast_to(place, (len(others), len(place)))
+    for byte in spelt:
+        exchanged = row[:, :-1] + (others != byte)
+        without = np.concatenate([row[:, :1] + 1, np.minimum(row[:, 1:] + 1, exchanged)], axis=1)
+        row = np.minimum.accumulate(without - place, axis=1) + place  # one more of the other's bytes, left to right
+    return row[:, -1]
+
+
+def _by_length(table: Sequence[bytes], special: set[int]) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """{length: (ids ascending, their bytes [R, length])} of what text is spelt with."""
+    ids: dict[int, list[int]] = {}
+    for token, spelt in enumerate(table):
+        if spelt and token not in special:
+            ids.setdefault(len(spelt), []).append(token)
+    return {
+        length: (np.array(own), np.frombuffer(b"".join(table[t] for t in own), np.uint8).reshape(len(own), length))
+        for length, own in ids.items()
+    }
+
+
+def _nearest(spelt: bytes, groups: Mapping[int, tuple[np.ndarray, np.ndarray]]) -> int:
+    best, found = np.inf, NO_MATCH
+    for length in sorted(groups, key=lambda length: abs(length - len(spelt))):
+        if abs(length - len(spelt)) > best:
+            break  # no text is nearer than its length allows
+        ids, others = groups[length]
+        distance = distances(spelt, others)
+        row = int(np.argmin(distance))
+        if (distance[row], ids[row]) < (best, found):
+            best, found = distance[row], int(ids[row])
+    return found
