@@ -6,7 +6,8 @@
 Approximate likelihood matching (ALM, arXiv 2503.20083) on text every Python installation has. A model of 512 pieces is
 its own teacher: its embeddings are transplanted into another vocabulary, of 1024 pieces or of bytes, and the copy is
 trained until the chunks of text that both cut alike are worth the same to both. Against it: plain text without the
-teacher (SFT), both together, and ALM with other corrections of a chunk's likelihood.
+teacher (SFT); both together, by coefficients or by GradMag; ALM with hidden states at the ends of chunks, which GradMag
+weighs too; what others do where the tokenizers agree (MinED); and ALM with other corrections of a chunk's likelihood.
 Expected: ALM ahead of SFT, most where the vocabularies differ most. Bits per byte compare all of them.
 """
 
@@ -14,15 +15,19 @@ import csv
 import dataclasses
 import io
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jaxdistill import data, rundir
 from jaxdistill.across import Chunking
 from jaxdistill.evals.figures import svg
 from jaxdistill.experiment import Experiment
+from jaxdistill.losses import methods
 from jaxdistill.losses.chunks import ChunkKL
+from jaxdistill.losses.combiners import Combiner, GradMag
 from jaxdistill.losses.cross_entropy import CrossEntropy
+from jaxdistill.losses.hidden import Layers
 from jaxdistill.losses.objective import Term
+from jaxdistill.losses.states import ChannelSquare
 from jaxdistill.models import ladder
 from jaxdistill.optim import AdamW
 from jaxdistill.scaling import page
@@ -35,8 +40,28 @@ STUDENTS = {  # the new vocabulary, its size, and how many of its tokens spell a
     "pieces": (data.SentencePiece(1024, characters=2_000_000), 1024, 112),
     "bytes": (data.Bytes(), 257, 216),
 }
-SFT, ALM, BOTH = ("ce",), ("alm",), ("alm", "ce")
 SEEDS = (0, 1)
+CE, CHUNKS = {"ce": Term(CrossEntropy())}, {"alm": Term(ChunkKL())}
+HIDDEN = {"hidden": Term(Layers(ChannelSquare(), ((-1, -1),)))}
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """An objective, and what it needs beside: how ids are matched, and how gradients become one."""
+
+    objective: dict[str, Term]
+    match: Literal["nearest"] | None = None
+    combine: Combiner | None = None
+
+
+ARMS = {
+    "ce": Arm(CE),
+    "alm": Arm(CHUNKS),
+    "alm+ce": Arm(CHUNKS | CE),
+    "alm+ce-gradmag": Arm(CHUNKS | CE, combine=GradMag()),
+    "alm+hidden": Arm(CHUNKS | HIDDEN, combine=GradMag()),
+    "mined": Arm(methods.mined(), "nearest"),
+}
 
 
 def teacher() -> Experiment:
@@ -58,18 +83,19 @@ def teacher() -> Experiment:
     )
 
 
-def student(kind: str, terms: tuple[str, ...], chunking: Chunking = Chunking(), seed: int = 0) -> Experiment:
-    """The teacher in another vocabulary, trained with these terms: "ce" on the text, "alm" against the teacher."""
+def student(kind: str, name: str, chunking: Chunking = Chunking(), seed: int = 0) -> Experiment:
+    """The teacher in another vocabulary, trained as one of the arms says."""
+    arm = ARMS[name]
     tokenizer, size, length = STUDENTS[kind]
     start = Transplanted(teacher())
-    objective = {"ce": Term(CrossEntropy()), "alm": Term(ChunkKL())}
     return dataclasses.replace(
         teacher(),
         model=start.config(teacher().model, size),
         data=dataclasses.replace(teacher().data, tokenizer=tokenizer, length=length),
         start=start,
-        teacher=Across(teacher(), chunking) if "alm" in terms else None,
-        objective={name: objective[name] for name in terms},
+        teacher=None if name == "ce" else Across(teacher(), chunking, arm.match),
+        objective=arm.objective,
+        combine=arm.combine,
         steps=300,
         optim=AdamW(peak=5e-3, warmup=30),
         seed=seed,
@@ -79,21 +105,21 @@ def student(kind: str, terms: tuple[str, ...], chunking: Chunking = Chunking(), 
 
 def config() -> Experiment:
     """ALM into another vocabulary of pieces."""
-    return student("pieces", ALM)
+    return student("pieces", "alm")
 
 
 def sweep() -> dict[str, Experiment]:
     """Every objective for both vocabularies, other corrections of ALM, and a transplant that is hardly trained."""
     runs = {"teacher": teacher()}
     for kind in STUDENTS:
-        for terms in (SFT, ALM, BOTH):
+        for name in ARMS:
             for seed in SEEDS:
-                runs[f"{kind}-{'+'.join(terms)}-{seed}"] = student(kind, terms, seed=seed)
+                runs[f"{kind}-{name}-{seed}"] = student(kind, name, seed=seed)
         runs |= {
-            f"{kind}-alm-uncorrected": student(kind, ALM, Chunking(debias="none")),
-            f"{kind}-alm-both-sides": student(kind, ALM, Chunking(debias="both")),
-            f"{kind}-alm-unmerged": student(kind, ALM, Chunking(gamma=0.0)),
-            f"{kind}-untrained": dataclasses.replace(student(kind, SFT), steps=1, optim=AdamW(peak=1e-9, warmup=1)),
+            f"{kind}-alm-uncorrected": student(kind, "alm", Chunking(debias="none")),
+            f"{kind}-alm-both-sides": student(kind, "alm", Chunking(debias="both")),
+            f"{kind}-alm-unmerged": student(kind, "alm", Chunking(gamma=0.0)),
+            f"{kind}-untrained": dataclasses.replace(student(kind, "ce"), steps=1, optim=AdamW(peak=1e-9, warmup=1)),
         }
     return runs
 

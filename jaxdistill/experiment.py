@@ -18,6 +18,7 @@ from typing import Any, Literal
 from jaxdistill.config import EXPERIMENT_MODULE
 from jaxdistill.data import Tokens
 from jaxdistill.errors import InputError
+from jaxdistill.losses.combiners import Combiner
 from jaxdistill.losses.objective import Objective, Term
 from jaxdistill.models.transformer import Config
 from jaxdistill.optim import AdamW
@@ -40,6 +41,7 @@ class Experiment:
       teacher: where targets come from, or None for the data's own labels.
       start: where parameters come from, or None for random ones.
       controllers: numbers that follow the training, by name: terms that name one read its value at every step.
+      combine: makes one gradient of those of the terms (`losses.combiners`); None for that of their weighted sum.
       seed: of initialisation and of the order of the data.
       dtype: of activations and matmuls; parameters, moments, logits and losses are fp32 in both.
       accumulate: micro-batches a batch is cut into.
@@ -59,6 +61,7 @@ class Experiment:
     teacher: Online | Across | Cached | None = None
     start: Truncated | Transplanted | None = None
     controllers: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    combine: Combiner | None = None
     seed: int = 0
     dtype: Literal["float32", "bfloat16"] = "float32"
     accumulate: int = 1
@@ -78,7 +81,9 @@ class Experiment:
             raise InputError(f"batch ({self.batch}) must be a multiple of accumulate ({self.accumulate})")
         if not self.objective:
             raise InputError("objective has no terms; give it at least one, such as {'ce': Term(CrossEntropy())}")
-        if taken := sorted(set(self.controllers) & {*self.objective, "loss", "tokens", "grad_norm", "steps"}):
+        if taken := sorted(
+            set(self.controllers) & {*self.objective, "loss", "tokens", "grad_norm", "steps", "combine"}
+        ):
             raise InputError(f"a controller is called {taken[0]!r}, which a term or metric is already: rename it")
         for name, term in self.objective.items():
             if isinstance(term.coef, str) and term.coef not in self.controllers:

@@ -67,11 +67,13 @@ def build(
     teachers = {name: dataclasses.replace(teacher, shard=shard) for name, teacher in teachers.items()}
     objective = Objective.of(experiment.objective)
 
+    combined = experiment.combine.init(objective.names) if experiment.combine else None
+
     def init(key):
-        return init_state(model, experiment.optim, key, experiment.controllers)
+        return init_state(model, experiment.optim, key, experiment.controllers, combined)
 
     def begin(params):
-        return state_of(params, experiment.optim, experiment.controllers)
+        return state_of(params, experiment.optim, experiment.controllers, combined)
 
     abstract = jax.eval_shape(init, jax.random.key(0))
     shardings = rules.shardings(abstract, mesh, table)
@@ -96,6 +98,7 @@ def build(
         across=across,
         marks=None if marks is None else marks[1],
         controllers=experiment.controllers,
+        combine=experiment.combine,
         seed=experiment.seed,
         accumulate=experiment.accumulate,
         sharding=sharding,

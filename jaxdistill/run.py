@@ -198,7 +198,7 @@ class Trainer:
 
     def _heed(self, state: State, scores: dict[str, float]) -> State:
         """The state with what its controllers make of an evaluation."""
-        control = {
+        control = state.control | {
             name: controller.on_evaluation(state.control[name], scores["cross_entropy"])
             for name, controller in self.experiment.controllers.items()
         }

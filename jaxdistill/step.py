@@ -4,7 +4,8 @@ target   = teacher(batch)                                    outside the gradien
 h_BLD    = student.hidden(tokens)
 weights  = of terms that choose their tokens                 without gradient
 total    = sum_t sum_k coef_k weight_kt loss_k(logits_t)     streamed, logits a chunk at a time
-gradient = d total / count                                   one division, after every micro-batch is added
+gradient = d total / count                                   one division, after every micro-batch is added;
+                                                             of each term, where a combiner makes one of them
 state'   = optimizer(state, gradient), controllers(metrics)
 """
 
@@ -21,10 +22,12 @@ from jax import Array
 from jaxdistill import dims
 from jaxdistill.across import Marks, answers
 from jaxdistill.losses import reduce
+from jaxdistill.losses.combiners import Combiner
 from jaxdistill.losses.linear_heads import Sharding, token_weights, weighted_sum
 from jaxdistill.losses.objective import Objective
 from jaxdistill.teacher import make_target, token_index
 
+COMBINED = "combine"  # where the state of a combiner lies among those of controllers
 NONE: Mapping[str, Any] = types.MappingProxyType({})
 
 
@@ -39,14 +42,16 @@ class State:
     control: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def init_state(model, optimizer, key: Array, controllers: Mapping[str, Any] = NONE) -> State:
+def init_state(model, optimizer, key: Array, controllers: Mapping[str, Any] = NONE, combined: Any = None) -> State:
     """The state before the first step. Trace it under jit with the shardings you want: it is then born sharded."""
-    return state_of(model.init(key), optimizer, controllers)
+    return state_of(model.init(key), optimizer, controllers, combined)
 
 
-def state_of(params: Any, optimizer, controllers: Mapping[str, Any] = NONE) -> State:
-    """The state before the first step, of given parameters."""
+def state_of(params: Any, optimizer, controllers: Mapping[str, Any] = NONE, combined: Any = None) -> State:
+    """The state before the first step, of given parameters; `combined` is that of a combiner."""
     control = {name: controller.init() for name, controller in controllers.items()}
+    if combined:
+        control[COMBINED] = combined
     return State(jnp.zeros((), jnp.int32), params, optimizer.transform().init(params), control)
 
 
@@ -65,6 +70,7 @@ def make_step(
     across: Callable | None = None,
     marks: Marks | None = None,
     controllers: Mapping[str, Any] = NONE,
+    combine: Combiner | None = None,
     seed: int = 0,
     accumulate: int = 1,
     sharding: Sharding = Sharding(),
@@ -83,6 +89,7 @@ def make_step(
       across: of a teacher with a tokenizer of its own, as `make_target` takes it.
       marks: of the student's ids, where chunks are compared.
       controllers: by name; their values are knobs that terms may read.
+      combine: makes one gradient of those of the terms; None for their sum.
       seed: of a random `keep`.
       accumulate: micro-batches a batch is cut into; sums and counts add, so uneven and empty rows stay exact.
       sharding: how tokens and vocabulary lie on the devices.
@@ -91,7 +98,8 @@ def make_step(
 
     The metrics are fp32 scalars: the mean of each term, "loss", "grad_norm" and the count "tokens".
     """
-    on_logits, on_states, on_chunks = objective.split()
+    _, on_states, on_chunks = objective.split()
+    parts = objective.parts(each=combine is not None)
     layers, teacher_layers = objective.layers()
     transform = optimizer.transform()
     target_of = make_target(teachers, keep, teacher_sharding or sharding, teacher_layers, across)
@@ -103,11 +111,13 @@ def make_step(
         knobs = knobs | {name: x_BL for name, x_BL in batch.signals.items() if name.endswith("_BL")}
         signals = {"segment": batch.segment_BL, **batch.signals, **further.signals}
         weights = token_weights(objective, head, target, weight_BL, knobs, signals, sharding=sharding)
-        total, values = jnp.float32(0), {}
-        if on_logits.terms:
-            total, values = weighted_sum(
-                on_logits, head, target, weight_BL, knobs, weights=weights, sharding=sharding, **streaming
-            )
+        totals, values = dict.fromkeys(parts, jnp.float32(0)), {}
+        for part, own in parts.items():
+            if (on_logits := own.split()[0]).terms:
+                totals[part], more = weighted_sum(
+                    on_logits, head, target, weight_BL, knobs, weights=weights, sharding=sharding, **streaming
+                )
+                values |= more
         for name, term in on_states.terms:
             values[name] = term.loss(kept, further.states, further.weight(weight_BL))
         divergences = {name: term.loss for name, term in on_chunks.terms}
@@ -115,8 +125,9 @@ def make_step(
             divergences, head, further.chunks, batch.label_BL, weight_BL, marks=marks, sharding=sharding, **streaming
         )
         for name in (*on_states.names, *on_chunks.names):
-            total += jnp.sum(objective.coef(name, knobs) * weights.get(name, weight_BL) * values[name])
-        return total, reduce.sums(values, weight_BL)
+            total = jnp.sum(objective.coef(name, knobs) * weights.get(name, weight_BL) * values[name])
+            totals[name if combine else "loss"] += total
+        return totals, reduce.sums(values, weight_BL)
 
     def step(state: State, teacher_params: Any, batch: Any, rates: dict, coef: dict) -> tuple[State, dict[str, Array]]:
         # said explicitly: the faster generators give a token other numbers in another batch
@@ -126,14 +137,20 @@ def make_step(
         def add(carry, part):
             (grads, totals), (batch, index_BL) = carry, part
             targets = target_of(teacher_params, batch, key, index_BL)
-            (total, sums), part_grads = jax.value_and_grad(loss, has_aux=True)(state.params, targets, batch, knobs)
-            return (jax.tree.map(jnp.add, grads, part_grads), reduce.add(totals, sums | {"loss": total})), None
+            own, pull_back, sums = jax.vjp(lambda p: loss(p, targets, batch, knobs), state.params, has_aux=True)
+            units = {part: {other: jnp.float32(other == part) for other in parts} for part in parts}
+            more = {part: pull_back(unit)[0] for part, unit in units.items()}
+            return (jax.tree.map(jnp.add, grads, more), reduce.add(totals, sums | {"loss": sum(own.values())})), None
 
         zero_totals = dict.fromkeys([*objective.names, "loss", "tokens"], jnp.float32(0))
-        zero = (jax.tree.map(jnp.zeros_like, state.params), zero_totals)
+        zero = ({part: jax.tree.map(jnp.zeros_like, state.params) for part in parts}, zero_totals)
         (grads, totals), _ = jax.lax.scan(add, zero, micro_batches((batch, token_index(batch)), accumulate))
         metrics = reduce.means(totals)
         grads = jax.tree.map(lambda g: g / reduce.divisor(metrics["tokens"]), grads)
+        if combine is None:
+            grads, combined, notes = grads["loss"], {}, {}
+        else:
+            grads, combined, notes = combine(grads, metrics, state.control.get(COMBINED, {}))
         direction, opt = transform.update(grads, state.opt, state.params)
         multipliers = jax.tree.map(model.config.lr_multiplier, dims.tree_letters(state.params))
         params = optimizer.apply(state.params, direction, rates, multipliers)
@@ -141,7 +158,8 @@ def make_step(
             name: controller.update(state.control[name], metrics, state.step, coef["steps"])
             for name, controller in controllers.items()
         }
-        values = {name: knobs[name] for name in controllers}
+        control |= {COMBINED: combined} if combined else {}
+        values = notes | {name: knobs[name] for name in controllers}
         return State(state.step + 1, params, opt, control), metrics | values | {"grad_norm": optax.tree.norm(grads)}
 
     return step

@@ -16,12 +16,13 @@ def nearest(
     own_roles: Mapping[str, int],
     other: Sequence[bytes],
     other_roles: Mapping[str, int],
-    advance: Callable[[int], None] = lambda done: None,
+    advance: Callable[[int], object] = lambda done: None,
 ) -> np.ndarray:
-    """The id of `other` at the least edit distance from each of `own`, the lowest of several; int32 [V].
+    """The id of `other` at the least edit distance from each of `own`, the highest of several; int32 [V].
 
-    Special tokens, which spell nothing, stand for those of the same role. Tokens that both spell alike are found at
-    once; for another one, tokens of the other vocabulary are tried by length, as long as the length leaves a chance.
+    The highest, because a byte fallback comes before the letter that texts are cut into. Where both have several ids of
+    one spelling, they are paired from the highest down. Special tokens, which spell nothing, stand for those of the
+    same role. For what the other does not spell, its tokens are tried by length, as long as the length leaves a chance.
 
     Args:
       own, other: the bytes of every id; `b""` for special tokens.
@@ -29,17 +30,19 @@ def nearest(
       advance: called with the number of tokens done since the last call.
     """
     groups = _by_length(other, set(other_roles.values()))
-    first: dict[bytes, int] = {}
-    for length in groups:
-        for token in groups[length][0]:
-            first.setdefault(other[token], int(token))
+    twins: dict[bytes, list[int]] = {}
+    for ids, _ in groups.values():
+        for token in ids:
+            twins.setdefault(other[token], []).append(int(token))
     special = {token: other_roles.get(role, NO_MATCH) for role, token in own_roles.items()}
     match_V = np.full(len(own), NO_MATCH, np.int32)
-    for token, spelt in enumerate(own):
+    for token, spelt in reversed(list(enumerate(own))):
         if token in special:
             match_V[token] = special[token]
+        elif alike := twins.get(spelt):
+            match_V[token] = alike.pop() if len(alike) > 1 else alike[0]
         elif spelt:
-            match_V[token] = first[spelt] if spelt in first else _nearest(spelt, groups)
+            match_V[token] = _nearest(spelt, groups)
         advance(1)
     return match_V
 
@@ -74,7 +77,7 @@ def _nearest(spelt: bytes, groups: Mapping[int, tuple[np.ndarray, np.ndarray]]) 
             break  # no text is nearer than its length allows
         ids, others = groups[length]
         distance = distances(spelt, others)
-        row = int(np.argmin(distance))
-        if (distance[row], ids[row]) < (best, found):
+        row = len(distance) - 1 - int(np.argmin(distance[::-1]))
+        if (-distance[row], ids[row]) > (-best, found):
             best, found = distance[row], int(ids[row])
     return found

@@ -92,6 +92,10 @@ class Objective:
         on_logits = tuple(pair for pair in self.terms if pair not in others)
         return Objective(on_logits), Objective(of(Layers)), Objective(of(ChunkDivergence))
 
+    def parts(self, each: bool) -> dict[str, "Objective"]:
+        """What has a gradient of its own: with `each` every term by its name, else all of them as "loss"."""
+        return {name: Objective(((name, term),)) for name, term in self.terms} if each else {"loss": self}
+
     def layers(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The layers of student and teacher whose hidden states the terms look at."""
         pairs = [pair for _, term in self.split()[1].terms for pair in term.loss.pairs]

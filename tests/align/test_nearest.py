@@ -28,11 +28,11 @@ def test_distances_are_those_of_the_recursion():
             assert distances(word, table).tolist() == [by_recursion(word, other) for other in others]
 
 
-def test_every_token_has_the_lowest_id_of_least_distance():
-    own, other = [b"", *words(2, 150, 8)], [*words(3, 120, 8), b""]
+def test_every_token_has_the_highest_id_of_least_distance():
+    own, other = [b"", *dict.fromkeys(words(2, 150, 8))], [*words(3, 120, 8), b""]
     steps = []
     got = nearest(own, {"eos": 0}, other, {"eos": 120}, steps.append)
-    expected = [min(range(120), key=lambda there: (by_recursion(spelt, other[there]), there)) for spelt in own[1:]]
+    expected = [min(range(120), key=lambda there: (by_recursion(spelt, other[there]), -there)) for spelt in own[1:]]
     assert got.tolist() == [120, *expected] and got.dtype == np.int32 and sum(steps) == len(own)
     assert sum(other[there] == spelt for there, spelt in zip(got[1:], own[1:], strict=True)) not in (0, 150)
 
@@ -43,6 +43,9 @@ def test_special_tokens_stand_for_roles_and_spell_nothing():
     assert got.tolist() == [NO_MATCH, 2, 1, NO_MATCH]
 
 
-def test_one_vocabulary_is_its_own_match():
-    own = list(dict.fromkeys(words(4, 80)))
-    assert nearest(own, {}, own, {}).tolist() == list(range(len(own)))
+def test_one_vocabulary_is_its_own_match_and_letters_go_before_bytes():
+    own = words(4, 80, 3)
+    assert len(set(own)) < 70 and nearest(own, {}, own, {}).tolist() == list(range(80))
+    fallback_and_letter = [b"a", b"b", b"ab", b"a"]
+    assert nearest([b"a", b"b"], {}, fallback_and_letter, {}).tolist() == [3, 1]
+    assert nearest(fallback_and_letter, {}, [b"a", b"b"], {}).tolist() == [0, 1, 1, 0]
