@@ -3,26 +3,33 @@
     Dense           its distribution over the ids of the student that stand for its own (MinED), where a chunk is one
                     token on both sides: the signal "paired"; "unpaired" are the other tokens
     Further.states  its hidden states at the ends of chunks
+    Further.beside  the teacher itself, whose distributions over its own ids `compare` holds the student's against
 
 What it says of whole chunks is in `across`.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
 from jaxdistill import align
 from jaxdistill.across import Chunking, Marks, says
+from jaxdistill.errors import InputError
 from jaxdistill.head import MASKED, Head
-from jaxdistill.losses.linear_heads import Sharding
-from jaxdistill.losses.targets import Dense, Further, Labels, Target
+from jaxdistill.losses.cross_entropy import CrossEntropy
+from jaxdistill.losses.linear_heads import Sharding, stream, token_values
+from jaxdistill.losses.paired import PairedLoss
+from jaxdistill.losses.targets import Beside, Dense, Further, Labels, Target
 
 
 def hear(
     head: Head,
     states: dict[int, Array],
+    embed_VD: Array,
     batch: Any,
     *,
     chunking: Chunking,
@@ -33,7 +40,7 @@ def hear(
     """All that a teacher says of a batch; what no term looks at, the compiler leaves out.
 
     Args:
-      head, states: the teacher's, of the tokens `batch.beside.batch`; the states by layer.
+      head, states, embed_VD: the teacher's, of the tokens `batch.beside.batch`; the states by layer.
       batch: the student's, with `beside`.
       chunking, teacher, student, sharding: as `across.says` takes them. Where `student.match_V` is, the target is the
         distribution of the teacher in the student's vocabulary, else the label.
@@ -46,12 +53,18 @@ def hear(
         states={layer: align.states_at(h_BLD, end_BL) for layer, h_BLD in states.items()},
         is_state_BL=end_BL >= 0,
         chunks=says(head, batch, chunking, teacher, student, sharding),
+        beside=Beside(head, both(embed_VD, own), own.label_BL, own.weight_BL, chunks),
         signals=signals,
     )
     if student.match_V is None:
         return Labels(batch.label_BL), further
     there = dataclasses.replace(head, h_BLD=align.states_at(head.h_BLD, paired_BL))
     return Dense(batch.label_BL, in_other_ids(there, student.match_V)), further
+
+
+def both(embed_VD: Array, batch: Any) -> Array:
+    """The embeddings of inputs and labels, [B, L, 2, D]."""
+    return jnp.stack([embed_VD[batch.tokens_BL], embed_VD[batch.label_BL]], axis=2)
 
 
 def in_other_ids(head: Head, match_V: Any) -> Head:
@@ -68,3 +81,82 @@ def in_other_ids(head: Head, match_V: Any) -> Head:
         bias_V=jnp.where(has_V, bias_V, MASKED).astype(jnp.float32),
         vocab_size=len(match_V),
     )
+
+
+def compare(
+    losses: Mapping[str, PairedLoss],
+    head: Head,
+    beside: Beside | None,
+    label_BL: Array,
+    weight_BL: Array,
+    *,
+    marks: Marks | None,
+    sharding: Sharding = Sharding(),
+    **streaming: Any,
+) -> dict[str, Array]:
+    """{name: fp32 [B, L]}: what each place costs, 0 where the teacher has none; differentiable in `head`.
+
+    `marks` are of the student's ids. Logits exist for the positions of a chunk of the stream, of both models, and are
+    formed again for the gradient.
+    Raises InputError where there is no teacher of another tokenizer, or nothing that tells which ids spell the same.
+    """
+    if not losses:
+        return {}
+    name = next(iter(losses))
+    if beside is None or marks is None:
+        raise InputError(f"{name} compares two vocabularies: set experiment.teacher to Across")
+    if marks.match_V is None and any(loss.needs_match for loss in losses.values()):
+        raise InputError(f"{name} must know which ids spell the same: set match='same' in experiment.teacher")
+    chunks, size = beside.chunks, beside.chunks.is_real_BC.shape[1]
+    sides = (
+        (head, label_BL, weight_BL, chunks.student_BL),
+        (beside.head, beside.label_BL, beside.weight_BL, chunks.teacher_BL),
+    )
+    places = {"single": align.begins(chunks, single=True), "begin": align.begins(chunks), "row": _same_number(*sides)}
+    rest_BL, rest_there_BL = (_rest(*side, size, sharding, streaming) for side in sides)
+    values = {}
+    for name, loss in losses.items():
+        place_BL = places[loss.places]
+        there = dataclasses.replace(beside.head, h_BLD=align.states_at(beside.head.h_BLD, place_BL))
+        more = [jnp.zeros_like(weight_BL)] * 2
+        if loss.merges:
+            more = [rest_BL, align.states_at(rest_there_BL[..., None], place_BL)[..., 0]]
+        values[name] = _over_places(loss, (head, there), more, place_BL >= 0, marks.match_V, sharding, streaming)
+    return values
+
+
+def _same_number(own: tuple, other: tuple) -> Array:
+    """The teacher's place of the same number in its row, where both count."""
+    (weight_BL, there_BL), length = (side[2] for side in (own, other)), other[2].shape[1]
+    place_BL = jnp.broadcast_to(jnp.arange(own[2].shape[1]), own[2].shape)
+    counts_BL = (place_BL < length) & (weight_BL > 0)
+    counts_BL &= align.states_at(jnp.float32(there_BL)[..., None], jnp.minimum(place_BL, length - 1))[..., 0] > 0
+    return jnp.where(counts_BL, place_BL, align.NO_PLACE)
+
+
+def _rest(head: Head, label_BL, weight_BL, chunk_BL, size: int, sharding: Sharding, streaming: Any) -> Array:
+    """The log-probability of the other tokens of each token's chunk, fp32 [B, L]; 0 where there is no chunk."""
+    target = Labels(label_BL)
+    surprise_BL = token_values({"ce": CrossEntropy()}, head, target, weight_BL, sharding=sharding, **streaming)["ce"]
+    logp_BC = align.chunk_logp(-surprise_BL, chunk_BL, size)
+    rest_BL = jnp.take_along_axis(logp_BC, jnp.maximum(chunk_BL, 0), axis=1) + surprise_BL
+    return jnp.where(chunk_BL >= 0, rest_BL, 0)
+
+
+def _over_places(loss: PairedLoss, heads, more, counts_BL, match_V, sharding: Sharding, streaming: Any) -> Array:
+    """The loss of every place that counts, the logits of a chunk of positions at a time."""
+    B, length = counts_BL.shape
+    number, size = stream.divide(heads[0], streaming.get("positions"), B // sharding.token_shards)
+    inputs = {"own": heads[0], "other": heads[1], "more_BL": more[0], "more_other_BL": more[1], "counts_BL": counts_BL}
+    inputs = stream.pad(inputs, number * size - length)
+
+    @jax.checkpoint
+    def block(chunk):
+        here = stream.take(inputs, chunk, size)
+        log_q_BLV, log_p_BLV = (
+            jax.nn.log_softmax(here[side].logits())[..., : here[side].vocab_size] + here[more][..., None]
+            for side, more in (("own", "more_BL"), ("other", "more_other_BL"))
+        )
+        return jnp.where(here["counts_BL"], loss(log_q_BLV, log_p_BLV, match_V), 0)
+
+    return stream.join(jax.lax.map(block, jnp.arange(number)))[:, :length]

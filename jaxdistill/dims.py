@@ -26,6 +26,7 @@ LETTERS: Mapping[str, str] = {
     "S": "kept teacher entries per token",
     "E": "experts",
     "P": "learned positions",
+    "A": "input and label of a place",
 }
 
 STACKED = "layers"

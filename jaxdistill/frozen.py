@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxdistill import checkpoint, dims, rundir
 from jaxdistill import config as configs
 from jaxdistill.across import Marks
-from jaxdistill.align import Spelling, nearest
+from jaxdistill.align import Spelling, nearest, same
 from jaxdistill.cache.reader import Cache
 from jaxdistill.data import Dataset, Tokens, load_tokenizer, pairs, progress
 from jaxdistill.data.tokenizers import Tokenizer
@@ -128,6 +128,8 @@ def _match(tables: Any, match: str | None, quiet: bool) -> Any:
     if match is None:
         return None
     (own, own_roles), (other, other_roles) = tables
+    if match == "same":
+        return same(own, own_roles, other, other_roles)
     with progress.counting("matching tokens", len(own), "tokens", quiet) as advance:
         return nearest(own, own_roles, other, other_roles, advance)
 

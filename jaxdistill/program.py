@@ -18,7 +18,7 @@ from jaxdistill.losses.objective import Objective
 from jaxdistill.models.transformer import Transformer
 from jaxdistill.parallel import rules
 from jaxdistill.shard import Shard
-from jaxdistill.step import NONE, State, init_state, make_eval, make_step, state_of
+from jaxdistill.step import NONE, State, make_eval, make_step, state_of
 from jaxdistill.teacher import Across, Online
 
 
@@ -69,11 +69,15 @@ def build(
 
     combined = experiment.combine.init(objective.names) if experiment.combine else None
 
-    def init(key):
-        return init_state(model, experiment.optim, key, experiment.controllers, combined)
-
-    def begin(params):
+    def begin(params, key=None):
+        key = jax.random.key(experiment.seed) if key is None else key
+        width = teachers["teacher"].config.width if "teacher" in teachers else None
+        extras = objective.extras(jax.random.fold_in(key, 1), experiment.model.width, width)
+        params = params | ({"extras": extras} if extras else {})
         return state_of(params, experiment.optim, experiment.controllers, combined)
+
+    def init(key):
+        return begin(model.init(key), key)
 
     abstract = jax.eval_shape(init, jax.random.key(0))
     shardings = rules.shardings(abstract, mesh, table)

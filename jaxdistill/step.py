@@ -21,8 +21,10 @@ from jax import Array
 
 from jaxdistill import dims
 from jaxdistill.across import Marks, answers
+from jaxdistill.alongside import both, compare
 from jaxdistill.losses import reduce
 from jaxdistill.losses.combiners import Combiner
+from jaxdistill.losses.dual_space import Side
 from jaxdistill.losses.linear_heads import Sharding, token_weights, weighted_sum
 from jaxdistill.losses.objective import Objective
 from jaxdistill.teacher import make_target, token_index
@@ -98,7 +100,7 @@ def make_step(
 
     The metrics are fp32 scalars: the mean of each term, "loss", "grad_norm" and the count "tokens".
     """
-    _, on_states, on_chunks = objective.split()
+    kinds = objective.split()
     parts = objective.parts(each=combine is not None)
     layers, teacher_layers = objective.layers()
     transform = optimizer.transform()
@@ -113,18 +115,24 @@ def make_step(
         weights = token_weights(objective, head, target, weight_BL, knobs, signals, sharding=sharding)
         totals, values = dict.fromkeys(parts, jnp.float32(0)), {}
         for part, own in parts.items():
-            if (on_logits := own.split()[0]).terms:
+            if (on_logits := own.split().logits).terms:
                 totals[part], more = weighted_sum(
                     on_logits, head, target, weight_BL, knobs, weights=weights, sharding=sharding, **streaming
                 )
                 values |= more
-        for name, term in on_states.terms:
+        for name, term in kinds.states.terms:
             values[name] = term.loss(kept, further.states, further.weight(weight_BL))
-        divergences = {name: term.loss for name, term in on_chunks.terms}
+        on_chunks, on_places = ({name: term.loss for name, term in kind.terms} for kind in (kinds.chunks, kinds.places))
         values |= answers(
-            divergences, head, further.chunks, batch.label_BL, weight_BL, marks=marks, sharding=sharding, **streaming
+            on_chunks, head, further.chunks, batch.label_BL, weight_BL, marks=marks, sharding=sharding, **streaming
         )
-        for name in (*on_states.names, *on_chunks.names):
+        values |= compare(
+            on_places, head, further.beside, batch.label_BL, weight_BL, marks=marks, sharding=sharding, **streaming
+        )
+        for name, term in kinds.dual.terms:
+            own = Side(head, both(params["embed_VD"], batch), batch.label_BL, weight_BL)
+            values[name] = term.loss(params["extras"][name], own, further.beside, sharding=sharding, **streaming)
+        for name in kinds.aside:
             total = jnp.sum(objective.coef(name, knobs) * weights.get(name, weight_BL) * values[name])
             totals[name if combine else "loss"] += total
         return totals, reduce.sums(values, weight_BL)

@@ -68,21 +68,21 @@ class Across:
     Attributes:
       run: as `Online.run`.
       chunking: how the two sides are compared.
-      match: which of the teacher's ids stands for each of the student's, for terms that compare distributions:
-        "nearest", that of the least edit distance; None, which such terms refuse.
+      match: which of the teacher's ids stands for each of the student's, for terms that compare distributions by name:
+        "nearest", that of the least edit distance; "same", that which spells the same; None, which such terms refuse.
       length: tokens of the teacher in a window; None for as many as the text of the student's windows takes.
       table: as `Online.table`.
     """
 
     run: Any
     chunking: Chunking = Chunking()
-    match: Literal["nearest"] | None = None
+    match: Literal["nearest", "same"] | None = None
     length: int | None = None
     table: Table | None = dataclasses.field(default=None, metadata={"later": True})
 
     def __post_init__(self):
-        if self.match not in (None, "nearest"):
-            raise InputError(f"teacher.match is {self.match!r}; it must be 'nearest' or None")
+        if self.match not in (None, "nearest", "same"):
+            raise InputError(f"teacher.match is {self.match!r}; it must be 'nearest', 'same' or None")
 
     def sources(self, student: Any) -> dict[str, Any]:
         """What has to be run before this student, by role."""
@@ -159,8 +159,8 @@ def make_target(
     models say, or, with no model, what the data says.
 
     `index_BL` tells the tokens of a step apart, so that a random choice does not depend on how they are divided.
-    `layers` are those of the teacher whose hidden states are kept. `across(head, states, batch)` says the same of a
-    teacher with a tokenizer of its own, which sees the tokens in `batch.beside`: `alongside.hear`.
+    `layers` are those of the teacher whose hidden states are kept. `across(head, states, embed_VD, batch)`
+    says the same of a teacher with a tokenizer of its own, which sees the tokens in `batch.beside`: `alongside.hear`.
     """
 
     def target(params: Mapping[str, Any], batch: Any, key: Array, index_BL: Array) -> tuple[Target, Further]:
@@ -176,7 +176,7 @@ def make_target(
             model, own = models[TEACHER], batch.beside.batch
             inputs = params[TEACHER], own.tokens_BL, own.segment_BL, own.position_BL
             h_BLD, states = model.hidden(*inputs, keep=layers)
-            return across(model.head(params[TEACHER], h_BLD), states, batch)
+            return across(model.head(params[TEACHER], h_BLD), states, params[TEACHER]["embed_VD"], batch)
         heads, kept = {}, {}
         for name, model in models.items():
             inputs = params[name], batch.tokens_BL, batch.segment_BL, batch.position_BL

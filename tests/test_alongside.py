@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import special
 
 from jaxdistill import align, data
 from jaxdistill.across import Chunking, Marks
@@ -16,6 +17,7 @@ from jaxdistill.head import Head
 from jaxdistill.losses import methods
 from jaxdistill.losses.hidden import Layers
 from jaxdistill.losses.objective import Objective, Term
+from jaxdistill.losses.paired import Gold, PairedSortedL1
 from jaxdistill.losses.states import ChannelSquare
 from jaxdistill.models.transformer import Config, Transformer
 from jaxdistill.optim import AdamW
@@ -67,20 +69,21 @@ def same(text):
 
 
 def hearing(marks):
-    def across(head, states, batch):
-        return hear(head, states, batch, chunking=Chunking(), teacher=marks[0], student=marks[1])
+    def across(head, states, embed_VD, batch):
+        return hear(head, states, embed_VD, batch, chunking=Chunking(), teacher=marks[0], student=marks[1])
 
     return across
 
 
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 OBJECTIVE = {"hidden": Term(Layers(ChannelSquare(), ((-1, -1), (0, 0)))), **methods.mined()}
+PAIRED = {f"uld_{at}": Term(PairedSortedL1(at)) for at in ("single", "begin", "row")} | {"gold": Term(Gold(0.3))}
 
 
-def take_step(case, names=tuple(OBJECTIVE), seeds=(0, 1), accumulate=1):
+def take_step(case, names=(*OBJECTIVE, *PAIRED), seeds=(0, 1), accumulate=1):
     """(metrics, parameters before, after, (logits, states by layer) of teacher and student) of one step."""
     batch, marks, models = case
-    objective = {name: OBJECTIVE[name] for name in names}
+    objective = {name: (OBJECTIVE | PAIRED)[name] for name in names}
     optim = AdamW(eps=0.1, weight_decay=0.0)
     step = make_step(
         models[1],
@@ -145,8 +148,8 @@ def test_micro_batches_change_neither_the_terms_nor_the_update(case, taken):
 
 
 def test_one_model_with_one_tokenizer_has_its_own_states_and_distributions(same):
-    values, _, _, ((z_BLV, _), _) = take_step(same, ("hidden", "kl"), seeds=(0, 0))
-    assert values["hidden"] == 0
+    values, _, _, ((z_BLV, _), _) = take_step(same, ("hidden", "kl", *PAIRED), seeds=(0, 0))
+    assert values["hidden"] == 0 and all(values[name] < 1e-6 for name in PAIRED)
     # all tokens are paired but those that open a document; an id that spells nothing has no match, and so no part in p
     batch, (marks, _), _ = same
     unmatched = np.flatnonzero(np.asarray(marks.match_V) < 0)
@@ -178,7 +181,43 @@ def test_mined_is_kl_in_the_nearest_ids_where_both_have_one_token_and_cross_entr
             else:
                 ce -= weight * log_softmax(z_BLV[row, label])[batch.label_BL[row, label]]
     assert 10 < number < batch.weight_BL.sum() - 10
-    np.testing.assert_allclose((values["loss"] - values["hidden"]) * batch.weight_BL.sum(), kl + ce, rtol=1e-5)
+    others = sum(values[name] for name in ("hidden", *PAIRED))
+    np.testing.assert_allclose((values["loss"] - others) * batch.weight_BL.sum(), kl + ce, rtol=1e-5)
+
+
+def test_two_vocabularies_are_compared_at_the_places_that_a_walk_along_the_rows_finds(case, taken):
+    batch, marks, _ = case
+    values, _, _, ((z_BTV, _), (z_BLV, _)) = taken
+    chunks, own, totals = batch.beside.chunks, batch.beside.batch, dict.fromkeys(PAIRED, 0.0)
+
+    def distance(x, y):
+        longer = np.zeros((2, max(len(x), len(y))))
+        longer[0, : len(x)], longer[1, : len(y)] = -np.sort(-x), -np.sort(-y)
+        return np.abs(longer[0] - longer[1]).sum()
+
+    match_V = marks[1].match_V
+    has_V, is_taken_V = match_V >= 0, np.isin(np.arange(z_BTV.shape[-1]), match_V)
+    for row in range(SIZE):
+        p_LV, q_LV = (special.softmax(np.float64(z[row]), axis=-1) for z in (z_BTV, z_BLV))
+        for place in range(min(len(p_LV), len(q_LV))):
+            if own.weight_BL[row, place] and batch.weight_BL[row, place]:
+                totals["uld_row"] += distance(q_LV[place], p_LV[place])
+        for chunk in range(chunks.is_real_BC.shape[1]):
+            t, s = (np.flatnonzero(side[row] == chunk) for side in (chunks.teacher_BL, chunks.student_BL))
+            if not len(t) or not own.weight_BL[row][t].all() or not batch.weight_BL[row][s].all():
+                continue
+            p, q = p_LV[t[0]], q_LV[s[0]]
+            totals["uld_begin"] += distance(q, p)
+            totals["uld_single"] += distance(q, p) if len(t) == len(s) == 1 else 0
+            p = p * np.prod([p_LV[n, own.label_BL[row, n]] for n in t[1:]])
+            q = q * np.prod([q_LV[n, batch.label_BL[row, n]] for n in s[1:]])
+            same = p[match_V[has_V]]
+            mixed = 0.3 * same + 0.7 * q[has_V]
+            by_name = (0.3 * same * np.log(same / mixed) + 0.7 * q[has_V] * np.log(q[has_V] / mixed)).sum()
+            share = is_taken_V.mean()
+            totals["gold"] += share * by_name + (1 - share) * distance(q[~has_V], p[~is_taken_V])
+    for name, total in totals.items():
+        np.testing.assert_allclose(values[name], total / batch.weight_BL.sum(), rtol=2e-5)
 
 
 def test_a_head_in_other_ids_has_their_logits_and_none_for_what_has_no_match():

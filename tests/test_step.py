@@ -13,7 +13,7 @@ import pytest
 
 from jaxdistill.data.windows import Batch
 from jaxdistill.losses import reduce
-from jaxdistill.losses.combiners import GradMag, GradNorm, last_layer
+from jaxdistill.losses.combiners import GradNorm
 from jaxdistill.losses.cross_entropy import CrossEntropy
 from jaxdistill.losses.forward_kl import ForwardKL
 from jaxdistill.losses.objective import Objective, Term
@@ -258,24 +258,26 @@ def test_a_fresh_state_has_taken_no_step_and_depends_on_its_key_alone(state):
 
 
 def test_a_combiner_sees_the_gradients_of_all_tokens_however_the_batch_is_cut(state, teacher_params):
-    def take(objective, accumulate, combine):
+    objective, optim = (
+        Objective.of({name: term for name, term in DISTIL.terms if name != "z"}),
+        AdamW(eps=0.1, clip=1e9),
+    )
+    quick = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+    def take(accumulate, combine):
         step = make_step(
-            STUDENT, OPTIM, objective, teachers={"teacher": TEACHER}, accumulate=accumulate, combine=combine
+            STUDENT, optim, objective, teachers={"teacher": TEACHER}, accumulate=accumulate, combine=combine
         )
         begun = dataclasses.replace(state, control={"combine": combine.init(objective.names)} if combine else {})
-        return jax.jit(step)(begun, teacher_params, random_batch(), RATES, COEF)
+        return jax.jit(step, compiler_options=quick)(begun, teacher_params, random_batch(), RATES, COEF)
 
-    plain = {name: take(Objective.of({name: term}), 1, None) for name, term in DISTIL.terms if name != "z"}
-    both = Objective.of({name: term for name, term in DISTIL.terms if name != "z"})
-    (whole, metrics), (parts, parts_metrics) = (take(both, accumulate, GradNorm()) for accumulate in (1, 4))
-    # Adam's first moments are linear in the gradients, which nothing clips here
-    moments = {name: after.opt[1].mu for name, (after, _) in plain.items()}
-    assert all(m["grad_norm"] < 1 for _, m in plain.values()) and metrics["grad_norm"] < 1
-    assert_trees_close(whole.opt[1].mu, jax.tree.map(jnp.add, *moments.values()), 1e-5)
+    (plain, _), (whole, metrics), (parts, parts_metrics) = (
+        take(number, combine) for number, combine in ((1, None), (1, GradNorm()), (4, GradNorm()))
+    )
+    # weights begin at 1, and Adam's first moment is linear in the gradient
+    assert metrics["weight/kl"] == metrics["weight/ce"] == 1
+    assert_trees_close(whole.opt[1].mu, plain.opt[1].mu, 1e-5)
     assert_trees_close(parts.opt[1].mu, whole.opt[1].mu, 1e-5)
     chex.assert_trees_all_close(parts_metrics, metrics, rtol=1e-5)
     chex.assert_trees_all_close(parts.control, whole.control, rtol=1e-4)
-    assert metrics["weight/kl"] == 1 and whole.control["combine"]["weight/kl"] != 1
-    _, metrics = take(both, 2, GradMag())
-    norms = {name: optax.tree.norm(last_layer(moment)) for name, moment in moments.items()}
-    np.testing.assert_allclose(metrics["weight/kl"] * norms["kl"], metrics["weight/ce"] * norms["ce"], rtol=1e-5)
+    assert whole.control["combine"]["weight/kl"] != 1

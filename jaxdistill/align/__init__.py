@@ -13,7 +13,7 @@ are bytes and special tokens. L is the length of one side: teacher and student h
 
 from jaxdistill.align.chunks import NO_CHUNK, Chunks, align
 from jaxdistill.align.likelihood import Debias, boundary_logp, chunk_logp, last_token, merge, scored
-from jaxdistill.align.nearest import NO_MATCH, nearest
+from jaxdistill.align.nearest import NO_MATCH, nearest, same
 from jaxdistill.align.places import NO_PLACE, begins, ends, states_at
 from jaxdistill.align.spans import Spans, check_text, locate
 from jaxdistill.align.spelling import Spelling, shared_roles
@@ -36,6 +36,7 @@ __all__ = [
     "locate",
     "merge",
     "nearest",
+    "same",
     "scored",
     "shared_roles",
     "states_at",

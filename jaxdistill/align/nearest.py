@@ -29,21 +29,33 @@ def nearest(
       own_roles, other_roles: {role: id} of special tokens, whose bytes do not count.
       advance: called with the number of tokens done since the last call.
     """
-    groups = _by_length(other, set(other_roles.values()))
-    twins: dict[bytes, list[int]] = {}
-    for ids, _ in groups.values():
-        for token in ids:
-            twins.setdefault(other[token], []).append(int(token))
-    special = {token: other_roles.get(role, NO_MATCH) for role, token in own_roles.items()}
-    match_V = np.full(len(own), NO_MATCH, np.int32)
-    for token, spelt in reversed(list(enumerate(own))):
-        if token in special:
-            match_V[token] = special[token]
-        elif alike := twins.get(spelt):
-            match_V[token] = alike.pop() if len(alike) > 1 else alike[0]
-        elif spelt:
+    match_V, groups = same(own, own_roles, other, other_roles), _by_length(other, set(other_roles.values()))
+    special = set(own_roles.values())
+    for token, spelt in enumerate(own):
+        if match_V[token] == NO_MATCH and spelt and token not in special:
             match_V[token] = _nearest(spelt, groups)
         advance(1)
+    return match_V
+
+
+def same(
+    own: Sequence[bytes], own_roles: Mapping[str, int], other: Sequence[bytes], other_roles: Mapping[str, int]
+) -> np.ndarray:
+    """The id of `other` that spells the same as each of `own` or has its role, or NO_MATCH; int32 [V].
+
+    No two have the same one. The arguments, and the order of several ids of one spelling, are as in `nearest`.
+    """
+    special, twins = set(other_roles.values()), dict[bytes, list[int]]()
+    for token, spelt in enumerate(other):
+        if spelt and token not in special:
+            twins.setdefault(spelt, []).append(token)
+    roles = {token: other_roles.get(role, NO_MATCH) for role, token in own_roles.items()}
+    match_V = np.full(len(own), NO_MATCH, np.int32)
+    for token, spelt in reversed(list(enumerate(own))):
+        if token in roles:
+            match_V[token] = roles[token]
+        elif alike := twins.get(spelt):
+            match_V[token] = alike.pop()
     return match_V
 
 

@@ -59,7 +59,7 @@ def make_gradient(
     Raises InputError for terms on hidden states and for coefficients that a controller gives.
     """
     terms, target_of = Objective.of(objective), make_target(teachers, keep, sharding)
-    if on_states := terms.split()[1].names:
+    if on_states := terms.split().states.names:
         raise InputError(f"{on_states[0]} compares hidden states; gradients are compared between terms on logits")
     if steered := [name for name, term in objective.items() if isinstance(term.coef, str)]:
         raise InputError(f"{steered[0]} takes its coefficient from a controller; give it a number to compare gradients")

@@ -11,10 +11,12 @@ from typing import Any, Literal
 from jaxdistill.losses.adaptive_kl import AdaptiveKL
 from jaxdistill.losses.cross_entropy import CrossEntropy
 from jaxdistill.losses.decoupled_kd import DecoupledKD
+from jaxdistill.losses.dual_space import DualSpace
 from jaxdistill.losses.forward_kl import ForwardKL
 from jaxdistill.losses.jensen_shannon import JensenShannon
 from jaxdistill.losses.labels import MixLabel, PromoteLabel, UniformTail
 from jaxdistill.losses.objective import Term
+from jaxdistill.losses.paired import Gold, PairedSortedL1
 from jaxdistill.losses.policy_weights import OverGap, OverRewardStd, Preference
 from jaxdistill.losses.reverse_kl import ReverseKL
 from jaxdistill.losses.sampled import SampledCrossEntropy
@@ -106,6 +108,30 @@ def mined(label: float = 0.0, temperature: float = 2.0) -> Terms:
         "ce_unpaired": Term(CrossEntropy(), weight=Signal("unpaired")),
     }
     return terms | ({"ce": Term(CrossEntropy(), label)} if label else {})
+
+
+def uld_aligned(weight: float = 1.5, at: Literal["single", "begin", "row"] = "single") -> Terms:
+    """CE + weight * L1 of sorted probabilities where both predict one piece (after ULD, arXiv 2402.12030).
+
+    at="row" is the published form. Needs a teacher with another tokenizer: Across.
+    """
+    return {"ce": Term(CrossEntropy()), "uld": Term(PairedSortedL1(at), weight)}
+
+
+def gold(beta: float = 0.5, label: float = 0.0) -> Terms:
+    """GOLD's hybrid of names and ranks before each chunk, without its own generations; `label` CE is added.
+
+    Patino et al. 2025, with TRL's defaults. Needs a teacher with another tokenizer: Across(match="same").
+    """
+    return {"gold": Term(Gold(beta))} | ({"ce": Term(CrossEntropy(), label)} if label else {})
+
+
+def dskd(label: float = 0.5) -> Terms:
+    """label CE + (1 - label) DSKD with cross-model attention (arXiv 2406.17328).
+
+    Needs a teacher with another tokenizer: Across. Projections are trained beside the student.
+    """
+    return {"ce": Term(CrossEntropy(), label), "dskd": Term(DualSpace(), 1 - label)}
 
 
 def align_distil(beta: float = 0.1, scale: float = 10.0) -> Terms:

@@ -8,13 +8,17 @@ the teacher's target, on which tokens, with which coefficient at this step.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
+import jax
 from jax import Array
 
+from jaxdistill.errors import InputError
 from jaxdistill.losses.chunks import ChunkDivergence
+from jaxdistill.losses.dual_space import DualSpace
 from jaxdistill.losses.hidden import Layers
 from jaxdistill.losses.loss import Loss
+from jaxdistill.losses.paired import PairedLoss
 from jaxdistill.losses.targets import Target
 
 Knobs = Mapping[str, Any]
@@ -82,15 +86,28 @@ class Objective:
     def names(self) -> tuple[str, ...]:
         return tuple(name for name, _ in self.terms)
 
-    def split(self) -> tuple["Objective", "Objective", "Objective"]:
-        """(the terms on logits, those on hidden states, those on chunks)."""
+    def split(self) -> "Kinds":
+        """The terms by what they look at."""
 
         def of(*kinds: type) -> tuple[tuple[str, Term], ...]:
             return tuple(pair for pair in self.terms if isinstance(pair[1].loss, kinds))
 
-        others = of(Layers, ChunkDivergence)
+        others = of(Layers, ChunkDivergence, PairedLoss, DualSpace)
         on_logits = tuple(pair for pair in self.terms if pair not in others)
-        return Objective(on_logits), Objective(of(Layers)), Objective(of(ChunkDivergence))
+        return Kinds(*map(Objective, (on_logits, of(Layers), of(ChunkDivergence), of(PairedLoss), of(DualSpace))))
+
+    def extras(self, key: Array, width: int, teacher_width: int | None) -> dict[str, Any]:
+        """What terms train beside the model, by name: {} where none does.
+
+        Raises InputError where a term needs a teacher's width and there is none.
+        """
+        terms = self.split().dual.terms
+        if terms and teacher_width is None:
+            raise InputError(f"{terms[0][0]} projects a teacher's states: set experiment.teacher to Across")
+        return {
+            name: term.loss.init(jax.random.fold_in(key, number), width, teacher_width)
+            for number, (name, term) in enumerate(terms)
+        }
 
     def parts(self, each: bool) -> dict[str, "Objective"]:
         """What has a gradient of its own: with `each` every term by its name, else all of them as "loss"."""
@@ -98,7 +115,7 @@ class Objective:
 
     def layers(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The layers of student and teacher whose hidden states the terms look at."""
-        pairs = [pair for _, term in self.split()[1].terms for pair in term.loss.pairs]
+        pairs = [pair for _, term in self.split().states.terms for pair in term.loss.pairs]
         return tuple({here for here, _ in pairs}), tuple({there for _, there in pairs})
 
     def target(self, name: str, target: Target, knobs: Knobs) -> Any:
@@ -110,3 +127,19 @@ class Objective:
         """The coefficient of the term of this name: its own knob, times its controller's where it names one."""
         by = dict(self.terms)[name].coef
         return knobs[name] * knobs[by] if isinstance(by, str) else knobs[name]
+
+
+class Kinds(NamedTuple):
+    """The terms of an objective that look at logits, at hidden states, at chunks, at places of two tokenizers, and at
+    all of a teacher's row."""
+
+    logits: Objective
+    states: Objective
+    chunks: Objective
+    places: Objective
+    dual: Objective
+
+    @property
+    def aside(self) -> tuple[str, ...]:
+        """The names of those that are not streamed with the logits."""
+        return tuple(name for kind in self[1:] for name in kind.names)

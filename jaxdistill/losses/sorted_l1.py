@@ -25,14 +25,15 @@ class SortedL1:
     def __call__(self, z_BLV: Array, target: Any) -> Array:
         check_whole_distribution(target)
         z_target_BLV = target.head.logits() if isinstance(target, Dense) else target.logits(z_BLV)
-        q_BLV, p_BLV = _descending(z_BLV), jax.lax.stop_gradient(_descending(z_target_BLV))
-        columns = max(q_BLV.shape[-1], p_BLV.shape[-1])
-        return jnp.sum(jnp.abs(_longer(q_BLV, columns) - _longer(p_BLV, columns)), axis=-1)
+        p_BLV = jax.lax.stop_gradient(jax.nn.softmax(z_target_BLV, axis=-1))
+        return sorted_distance(jax.nn.softmax(z_BLV, axis=-1), p_BLV)
 
 
-def _descending(z_BLV: Array) -> Array:
-    return -jnp.sort(-jax.nn.softmax(z_BLV, axis=-1), axis=-1)
-
-
-def _longer(p_BLV: Array, columns: int) -> Array:
-    return jnp.pad(p_BLV, ((0, 0), (0, 0), (0, columns - p_BLV.shape[-1])))
+def sorted_distance(q_BLV: Array, p_BLV: Array) -> Array:
+    """sum_i |sort(q)_i - sort(p)_i| of numbers that are not negative, the shorter list filled up with zeros."""
+    columns = max(q_BLV.shape[-1], p_BLV.shape[-1])
+    q_BLV, p_BLV = (
+        jnp.pad(-jnp.sort(-x_BLV, axis=-1), ((0, 0), (0, 0), (0, columns - x_BLV.shape[-1])))
+        for x_BLV in (q_BLV, p_BLV)
+    )
+    return jnp.sum(jnp.abs(q_BLV - p_BLV), axis=-1)

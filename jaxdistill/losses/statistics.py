@@ -52,3 +52,18 @@ class ToReference(Divergence):
 
     def points(self, log_p_BLV: Array, log_q_BLV: Array, at_label_BLV: Array, *of_token: Array) -> tuple[Array, ...]:
         return (jnp.where(at_label_BLV, of_token[0], 0.0),)
+
+
+@dataclasses.dataclass(frozen=True)
+class IsTop(Divergence):
+    """1 where no token is more probable to the student than the label, else 0."""
+
+    def log_p(self, z_BLV: Array, target: Any, vocabulary: Vocabulary) -> Array:
+        """Nothing: no teacher has a part in it."""
+        return jnp.zeros_like(z_BLV)
+
+    def per_token(self, log_p_BLV: Array, log_q_BLV: Array, target: Any, vocabulary: Vocabulary) -> tuple[Array, ...]:
+        return (vocabulary.max(log_q_BLV),)
+
+    def points(self, log_p_BLV: Array, log_q_BLV: Array, at_label_BLV: Array, *of_token: Array) -> tuple[Array, ...]:
+        return (jnp.where(at_label_BLV & (log_q_BLV >= of_token[0]), 1.0, 0.0),)

@@ -5,7 +5,7 @@ A target is made before the gradient is taken, by the data, a teacher or a cache
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -108,6 +108,26 @@ class Chunked:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Beside:
+    """A teacher of another tokenizer on its own tokens, [B, L] of its own length.
+
+    Attributes:
+      head: its head.
+      index_BLAD: embeddings of its inputs and of its labels.
+      label_BL: int32, the tokens that follow its inputs.
+      weight_BL: fp32, what they count for.
+      chunks: an `align.Chunks`, of which those count that have a log-probability on both sides.
+    """
+
+    head: Head
+    index_BLAD: Array
+    label_BL: Numbers
+    weight_BL: Numbers
+    chunks: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Further:
     """What is known of a step's text beside the target.
 
@@ -115,12 +135,14 @@ class Further:
       states: a teacher's hidden states by layer, [B, L, D] each; empty where no term looks at them.
       is_state_BL: bool, the tokens that have one; None for all, as with a teacher of the same tokenizer.
       chunks: what a teacher of another tokenizer says, where there is one.
+      beside: that teacher itself, where there is one.
       signals: numbers of the tokens by name, [B, L] each, that token weights may read beside those of the batch.
     """
 
     states: Mapping[int, Array] = dataclasses.field(default_factory=dict)
     is_state_BL: Array | None = None
     chunks: Chunked | None = None
+    beside: "Beside | None" = None
     signals: Mapping[str, Array] = dataclasses.field(default_factory=dict)
 
     def weight(self, weight_BL: Array) -> Array:

@@ -34,6 +34,8 @@ DEFAULT: Rules = {
     "V": ("tensor",),
     "E": ("expert",),
     "P": (),
+    "A": (),
+    "C": (),
 }
 """Every axis does what it is called: the sizes of the mesh choose between data parallelism, FSDP, HSDP, tensor, context
 and expert parallelism, and any product of them. Whatever splits tokens and not copies splits the width of weights."""

@@ -26,6 +26,7 @@ B, L, V = 2, 16, 2049
 DOCS = pathlib.Path(__file__).parents[2] / "docs" / "methods.md"
 METHODS = {name: f for name, f in inspect.getmembers(methods, inspect.isfunction) if f.__module__ == methods.__name__}
 CACHED = ("top_k", "random_sampling_kd")
+ACROSS = ("uld_aligned", "gold", "dskd")  # of two tokenizers: tests/test_alongside.py
 REFERENCES = ("second", "draft", "reverse", "base", "tuned")
 KNOBS = {"taid_t": 0.3, "index_BL": jnp.arange(B * L).reshape(B, L), "temperature_BL": jnp.full((B, L), 2.0)}
 
@@ -77,7 +78,7 @@ def agree(one, other, tolerance=2e-6):
 @functools.cache
 def all_streamed():
     """Every method that takes a whole teacher, in one objective: (terms, what `run` gives for them)."""
-    named = {name: make() for name, make in METHODS.items() if name not in CACHED}
+    named = {name: make() for name, make in METHODS.items() if name not in (*CACHED, *ACROSS)}
     terms = {f"{name}/{term}": value for name, method in named.items() for term, value in method.items()}
     return terms, run(terms, positions=8)
 
