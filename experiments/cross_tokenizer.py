@@ -6,8 +6,9 @@
 Approximate likelihood matching (ALM, arXiv 2503.20083) on text every Python installation has. A model of 512 pieces is
 its own teacher: its embeddings are transplanted into another vocabulary, of 1024 pieces or of bytes, and the copy is
 trained until the chunks of text that both cut alike are worth the same to both. Against it: plain text without the
-teacher (SFT); both together, by coefficients or by GradMag; ALM with hidden states at the ends of chunks, which GradMag
-weighs too; what others do where the tokenizers agree (MinED); and ALM with other corrections of a chunk's likelihood.
+teacher (SFT); both together, by coefficients or by GradMag; ALM with hidden states at the ends of chunks; what others
+do where the tokenizers agree (MinED, GOLD, and ULD, also as published), or wherever attention finds a place (DSKD); and
+ALM with other corrections of a chunk's likelihood. Coefficients are those of the papers.
 Expected: ALM ahead of SFT, most where the vocabularies differ most. Bits per byte compare all of them.
 """
 
@@ -50,7 +51,7 @@ class Arm:
     """An objective, and what it needs beside: how ids are matched, and how gradients become one."""
 
     objective: dict[str, Term]
-    match: Literal["nearest"] | None = None
+    match: Literal["nearest", "same"] | None = None
     combine: Combiner | None = None
 
 
@@ -61,6 +62,10 @@ ARMS = {
     "alm+ce-gradmag": Arm(CHUNKS | CE, combine=GradMag()),
     "alm+hidden": Arm(CHUNKS | HIDDEN, combine=GradMag()),
     "mined": Arm(methods.mined(), "nearest"),
+    "uld": Arm(methods.uld_aligned()),
+    "uld-row": Arm(methods.uld_aligned(at="row")),
+    "gold": Arm(methods.gold(), "same"),
+    "dskd": Arm(methods.dskd()),
 }
 
 

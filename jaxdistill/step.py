@@ -129,7 +129,7 @@ def make_step(
         values |= compare(
             on_places, head, further.beside, batch.label_BL, weight_BL, marks=marks, sharding=sharding, **streaming
         )
-        for name, term in kinds.dual.terms:
+        for name, term in kinds.rows.terms:
             own = Side(head, both(params["embed_VD"], batch), batch.label_BL, weight_BL)
             values[name] = term.loss(params["extras"][name], own, further.beside, sharding=sharding, **streaming)
         for name in kinds.aside:

@@ -18,6 +18,7 @@ from jaxdistill.head import MASKED, Head
 from jaxdistill.losses.cross_entropy import CrossEntropy
 from jaxdistill.losses.forward_kl import ForwardKL
 from jaxdistill.losses.linear_heads import token_values
+from jaxdistill.losses.loss import RowLoss
 from jaxdistill.losses.statistics import IsTop
 from jaxdistill.losses.targets import Dense, Labels
 
@@ -39,7 +40,7 @@ class Side(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class DualSpace:
+class DualSpace(RowLoss):
     """Dual-space knowledge distillation with cross-model attention (DSKD, arXiv 2406.17328), per token of the student.
 
     A place of the student looks for places of the teacher by the embeddings of its input and label, so no alignment is

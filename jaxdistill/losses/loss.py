@@ -96,6 +96,21 @@ class Divergence:
         return at_label_BLV, *(jax.lax.stop_gradient(x_BL)[..., None] for x_BL in numbers)
 
 
+class RowLoss:
+    """A loss on all of a row, the student's and that of a teacher with another tokenizer, with parameters of its own.
+
+    They are trained beside the student and are no part of it.
+    """
+
+    def init(self, key: Array, width: int, teacher_width: int) -> dict[str, Array]:
+        """Its parameters, named by their letters."""
+        raise NotImplementedError
+
+    def __call__(self, projections: Any, own: Any, other: Any, **streaming: Any) -> Array:
+        """fp32 [B, L], of two `dual_space.Side`."""
+        raise NotImplementedError
+
+
 def check_temperature(loss: Any) -> None:
     """Raise InputError where the temperature is not above 0."""
     if not loss.temperature > 0:

@@ -15,9 +15,8 @@ from jax import Array
 
 from jaxdistill.errors import InputError
 from jaxdistill.losses.chunks import ChunkDivergence
-from jaxdistill.losses.dual_space import DualSpace
 from jaxdistill.losses.hidden import Layers
-from jaxdistill.losses.loss import Loss
+from jaxdistill.losses.loss import Loss, RowLoss
 from jaxdistill.losses.paired import PairedLoss
 from jaxdistill.losses.targets import Target
 
@@ -92,16 +91,16 @@ class Objective:
         def of(*kinds: type) -> tuple[tuple[str, Term], ...]:
             return tuple(pair for pair in self.terms if isinstance(pair[1].loss, kinds))
 
-        others = of(Layers, ChunkDivergence, PairedLoss, DualSpace)
+        others = of(Layers, ChunkDivergence, PairedLoss, RowLoss)
         on_logits = tuple(pair for pair in self.terms if pair not in others)
-        return Kinds(*map(Objective, (on_logits, of(Layers), of(ChunkDivergence), of(PairedLoss), of(DualSpace))))
+        return Kinds(*map(Objective, (on_logits, of(Layers), of(ChunkDivergence), of(PairedLoss), of(RowLoss))))
 
     def extras(self, key: Array, width: int, teacher_width: int | None) -> dict[str, Any]:
         """What terms train beside the model, by name: {} where none does.
 
         Raises InputError where a term needs a teacher's width and there is none.
         """
-        terms = self.split().dual.terms
+        terms = self.split().rows.terms
         if terms and teacher_width is None:
             raise InputError(f"{terms[0][0]} projects a teacher's states: set experiment.teacher to Across")
         return {
@@ -131,13 +130,13 @@ class Objective:
 
 class Kinds(NamedTuple):
     """The terms of an objective that look at logits, at hidden states, at chunks, at places of two tokenizers, and at
-    all of a teacher's row."""
+    whole rows of both."""
 
     logits: Objective
     states: Objective
     chunks: Objective
     places: Objective
-    dual: Objective
+    rows: Objective
 
     @property
     def aside(self) -> tuple[str, ...]:

@@ -18,8 +18,9 @@ def match(
 ) -> np.ndarray:
     """The old id of every new token, int64 [V'], or NO_COPY.
 
-    Several ids that spell the same, as a byte fallback and the letter do, are paired in the order of their ids, and
-    those left over have no copy: two rows alike would share a probability that was one token's.
+    Several ids that spell the same, as a byte fallback and the letter do, are paired from the highest down, since the
+    letter, which texts are cut into, comes last. Those left over have no copy: two rows alike would share a probability
+    that was one token's.
 
     Args:
       old_table, new_table: the bytes of every id; `b""` for special tokens.
@@ -34,9 +35,9 @@ def match(
     for token, spelt in _spelt(old_table, old_roles):
         unpaired[spelt].append(token)
     copies = np.full(len(new_table), NO_COPY, np.int64)
-    for token, spelt in _spelt(new_table, new_roles):
+    for token, spelt in reversed(_spelt(new_table, new_roles)):
         if twins := unpaired.get(spelt):
-            copies[token] = twins.pop(0)
+            copies[token] = twins.pop()
     for token, old in _shared_roles(old_roles, new_roles).items():
         copies[token] = old
     return copies
