@@ -73,8 +73,7 @@ def build(
         key = jax.random.key(experiment.seed) if key is None else key
         width = teachers["teacher"].config.width if "teacher" in teachers else None
         extras = objective.extras(jax.random.fold_in(key, 1), experiment.model.width, width)
-        params = params | ({"extras": extras} if extras else {})
-        return state_of(params, experiment.optim, experiment.controllers, combined)
+        return state_of(params | extras, experiment.optim, experiment.controllers, combined)
 
     def init(key):
         return begin(model.init(key), key)

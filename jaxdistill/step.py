@@ -26,7 +26,7 @@ from jaxdistill.losses import reduce
 from jaxdistill.losses.combiners import Combiner
 from jaxdistill.losses.dual_space import Side
 from jaxdistill.losses.linear_heads import Sharding, token_weights, weighted_sum
-from jaxdistill.losses.objective import Objective
+from jaxdistill.losses.objective import EXTRAS, Kinds, Objective
 from jaxdistill.teacher import make_target, token_index
 
 COMBINED = "combine"  # where the state of a combiner lies among those of controllers
@@ -120,21 +120,11 @@ def make_step(
                     on_logits, head, target, weight_BL, knobs, weights=weights, sharding=sharding, **streaming
                 )
                 values |= more
-        for name, term in kinds.states.terms:
-            values[name] = term.loss(kept, further.states, further.weight(weight_BL))
-        on_chunks, on_places = ({name: term.loss for name, term in kind.terms} for kind in (kinds.chunks, kinds.places))
-        values |= answers(
-            on_chunks, head, further.chunks, batch.label_BL, weight_BL, marks=marks, sharding=sharding, **streaming
-        )
-        values |= compare(
-            on_places, head, further.beside, batch.label_BL, weight_BL, marks=marks, sharding=sharding, **streaming
-        )
-        for name, term in kinds.rows.terms:
-            own = Side(head, both(params["embed_VD"], batch), batch.label_BL, weight_BL)
-            values[name] = term.loss(params["extras"][name], own, further.beside, sharding=sharding, **streaming)
-        for name in kinds.aside:
-            total = jnp.sum(objective.coef(name, knobs) * weights.get(name, weight_BL) * values[name])
-            totals[name if combine else "loss"] += total
+        aside = off_stream(kinds, params, head, kept, further, batch, marks, sharding=sharding, **streaming)
+        for name, value_BL in aside.items():
+            total = jnp.sum(objective.coef(name, knobs) * weights.get(name, weight_BL) * value_BL)
+            totals[name if name in parts else "loss"] += total
+        values |= aside
         return totals, reduce.sums(values, weight_BL)
 
     def step(state: State, teacher_params: Any, batch: Any, rates: dict, coef: dict) -> tuple[State, dict[str, Array]]:
@@ -171,6 +161,24 @@ def make_step(
         return State(state.step + 1, params, opt, control), metrics | values | {"grad_norm": optax.tree.norm(grads)}
 
     return step
+
+
+def off_stream(
+    kinds: Kinds, params: Any, head: Any, kept: Any, further: Any, batch: Any, marks: Any, **how: Any
+) -> dict[str, Array]:
+    """{name: fp32 [B, L]} of the terms that are no sum over the student's logits, differentiable in parameters.
+
+    `kept` are hidden states by layer, `how` the sharding and the streaming.
+    """
+    label_BL, weight_BL = batch.label_BL, batch.weight_BL
+    on_chunks, on_places = ({name: term.loss for name, term in kind.terms} for kind in (kinds.chunks, kinds.places))
+    values = {name: term.loss(kept, further.states, further.weight(weight_BL)) for name, term in kinds.states.terms}
+    values |= answers(on_chunks, head, further.chunks, label_BL, weight_BL, marks=marks, **how)
+    values |= compare(on_places, head, further.beside, label_BL, weight_BL, marks=marks, **how)
+    for name, term in kinds.rows.terms:
+        own = Side(head, both(params["embed_VD"], batch), label_BL, weight_BL)
+        values[name] = term.loss(params[EXTRAS][name], own, further.beside, **how)
+    return values
 
 
 def make_eval(

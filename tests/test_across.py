@@ -8,14 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdistill import align, data, metrics
+from jaxdistill import align, checkpoint, data, frozen, metrics
 from jaxdistill.across import Chunking, Marks, answers, says
 from jaxdistill.data import pairs
 from jaxdistill.errors import InputError
 from jaxdistill.experiment import load_module
 from jaxdistill.losses.chunks import ChunkKL, ChunkTotalVariation
+from jaxdistill.losses.combiners import GradMag
 from jaxdistill.losses.cross_entropy import CrossEntropy
+from jaxdistill.losses.dual_space import DualSpace
+from jaxdistill.losses.hidden import Layers
 from jaxdistill.losses.objective import Term
+from jaxdistill.losses.paired import Gold
+from jaxdistill.losses.states import ChannelSquare
 from jaxdistill.models import ladder
 from jaxdistill.models.transformer import Transformer
 from jaxdistill.run import run
@@ -133,8 +138,15 @@ def experiments(text, tiny):
         plain,
         model=ladder.laptop(16, 257, vocab_multiple=1),
         data=data.Tokens(text, data.Bytes(), 96, validation_windows=32),
-        objective={"alm": Term(ChunkKL(), 1.0), "ce": Term(CrossEntropy(), 0.1)},
-        teacher=Across(teacher),
+        objective={
+            "alm": Term(ChunkKL(), 1.0),
+            "ce": Term(CrossEntropy(), 0.1),
+            "hidden": Term(Layers(ChannelSquare(), ((-1, -1),))),
+            "gold": Term(Gold(), 0.1),
+            "dskd": Term(DualSpace(), 0.1),
+        },
+        teacher=Across(teacher, match="same"),
+        combine=GradMag(),
     )
     return teacher, student
 
@@ -146,13 +158,23 @@ def test_a_run_learns_from_a_teacher_of_another_tokenizer_in_micro_batches_too(t
     parts = run(dataclasses.replace(student, accumulate=2), tmp_path / "accumulated", quiet=True)
     assert whole["teacher"] == "teacher"
     assert np.isclose(whole["loss"], parts["loss"], rtol=1e-4)
-    alm = [row["alm"] for row in metrics.read(tmp_path / "student" / "metrics.jsonl") if "alm" in row]
-    assert alm[-1] < 0.9 * alm[0]
+    rows = [row for row in metrics.read(tmp_path / "student" / "metrics.jsonl") if "alm" in row]
+    assert all(rows[-1][name] < 0.9 * rows[0][name] for name in ("alm", "hidden", "dskd"))
+    assert {f"weight/{name}" for name in student.objective} <= rows[0].keys()
+    with_projections = checkpoint.steps(tmp_path / "student" / "checkpoints")[-1]
+    found = jax.eval_shape(lambda: DualSpace().init(jax.random.key(0), student.model.width, teacher.model.width))
+    learned = checkpoint.load_parts(
+        tmp_path / "student" / "checkpoints", with_projections, {"params": {"extras": {"dskd": found}}}
+    )
+    assert np.any(np.asarray(learned["params"]["extras"]["dskd"]["query_ADAC"]))
+    _, params = frozen.load(tmp_path / "student", "float32", None, student.mesh.build())
+    assert "extras" not in params
 
 
 def test_chunks_without_a_teacher_that_speaks_of_them_are_refused(text, tiny, tmp_path):
     _, student = experiments(text, tiny)
     with pytest.raises(InputError, match="alm compares chunks, of which no teacher speaks"):
+        student = dataclasses.replace(student, objective={"alm": student.objective["alm"]})
         run(dataclasses.replace(student, teacher=None), tmp_path / "student", quiet=True)
 
 

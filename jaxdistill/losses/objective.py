@@ -21,6 +21,7 @@ from jaxdistill.losses.paired import PairedLoss
 from jaxdistill.losses.targets import Target
 
 Knobs = Mapping[str, Any]
+EXTRAS = "extras"  # among parameters: what terms train beside the model, which is no part of it
 
 
 class Transform(Protocol):
@@ -96,17 +97,18 @@ class Objective:
         return Kinds(*map(Objective, (on_logits, of(Layers), of(ChunkDivergence), of(PairedLoss), of(RowLoss))))
 
     def extras(self, key: Array, width: int, teacher_width: int | None) -> dict[str, Any]:
-        """What terms train beside the model, by name: {} where none does.
+        """What terms train beside the model, by name, as {EXTRAS: ...} for its parameters; {} where none does.
 
         Raises InputError where a term needs a teacher's width and there is none.
         """
         terms = self.split().rows.terms
         if terms and teacher_width is None:
             raise InputError(f"{terms[0][0]} projects a teacher's states: set experiment.teacher to Across")
-        return {
+        made = {
             name: term.loss.init(jax.random.fold_in(key, number), width, teacher_width)
             for number, (name, term) in enumerate(terms)
         }
+        return {EXTRAS: made} if made else {}
 
     def parts(self, each: bool) -> dict[str, "Objective"]:
         """What has a gradient of its own: with `each` every term by its name, else all of them as "loss"."""
@@ -137,8 +139,3 @@ class Kinds(NamedTuple):
     chunks: Objective
     places: Objective
     rows: Objective
-
-    @property
-    def aside(self) -> tuple[str, ...]:
-        """The names of those that are not streamed with the logits."""
-        return tuple(name for kind in self[1:] for name in kind.names)
