@@ -96,21 +96,9 @@ class GradNorm(Combiner):
 
     def __call__(self, gradients: Gradients, values: Mapping[str, Array], state: State) -> tuple[Any, State, State]:
         names = tuple(gradients)
-        first, weights, norms, value = (
-            jnp.stack(x)
-            for x in zip(
-                *(
-                    (
-                        state[f"first/{name}"],
-                        state[f"weight/{name}"],
-                        optax.tree.norm(last_layer(gradients[name])),
-                        jnp.asarray(values[name], jnp.float32),
-                    )
-                    for name in names
-                ),
-                strict=True,
-            )
-        )
+        weights, first = (jnp.stack([state[f"{what}/{name}"] for name in names]) for what in ("weight", "first"))
+        norms = jnp.stack([optax.tree.norm(last_layer(gradients[name])) for name in names])
+        value = jnp.stack([jnp.asarray(values[name], jnp.float32) for name in names])
         first = jnp.where(jnp.isinf(first), value, first)
         ratio = value / jnp.where(first != 0, first, 1)
         slower = jnp.maximum(ratio / jnp.mean(ratio), 0) ** self.alpha

@@ -49,12 +49,12 @@ def trace(experiment: Experiment):
     """The state after one step as shapes, without computing anything."""
     model = make_model(experiment)
     teachers = {} if experiment.teacher is None else {"teacher": make_model(experiment.teacher.run)}
-    keep, across = getattr(experiment.teacher, "keep", None), None
+    keep, across, student = getattr(experiment.teacher, "keep", None), None, None
     if isinstance(experiment.teacher, Across):
         teacher, student = (Marks(*2 * [np.zeros(m.config.vocab_size, bool)]) for m in (teachers["teacher"], model))
         across = functools.partial(hear, chunking=experiment.teacher.chunking, teacher=teacher, student=student)
     objective = Objective.of(experiment.objective)
-    step = make_step(model, experiment.optim, objective, teachers=teachers, keep=keep, across=across)
+    step = make_step(model, experiment.optim, objective, teachers=teachers, keep=keep, across=across, marks=student)
     state = jax.eval_shape(lambda key: init_state(model, experiment.optim, key), jax.random.key(0))
     teacher_params = {name: jax.eval_shape(t.init, jax.random.key(0)) for name, t in teachers.items()}
     shape = (experiment.batch, experiment.data.length)
