@@ -98,7 +98,7 @@ def student(kind: str, name: str, chunking: Chunking = Chunking(), seed: int = 0
         model=start.config(teacher().model, size),
         data=dataclasses.replace(teacher().data, tokenizer=tokenizer, length=length),
         start=start,
-        teacher=None if name == "ce" else Across(teacher(), chunking, arm.match),
+        teacher=None if name == "ce" else Across(teacher(), chunking, match=arm.match),
         objective=arm.objective,
         combine=arm.combine,
         steps=300,

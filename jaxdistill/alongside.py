@@ -53,7 +53,14 @@ def hear(
         states={layer: align.states_at(h_BLD, end_BL) for layer, h_BLD in states.items()},
         is_state_BL=end_BL >= 0,
         chunks=says(head, batch, chunking, teacher, student, sharding),
-        beside=Beside(head, both(embed_VD, own), own.label_BL, own.weight_BL, chunks),
+        beside=Beside(
+            head,
+            both(embed_VD, own),
+            own.label_BL,
+            own.weight_BL,
+            _rest(head, own.label_BL, own.weight_BL, chunks.teacher_BL, chunks.is_real_BC.shape[1], sharding, {}),
+            chunks,
+        ),
         signals=signals,
     )
     if student.match_V is None:
@@ -108,30 +115,25 @@ def compare(
     if marks.match_V is None and any(loss.needs_match for loss in losses.values()):
         raise InputError(f"{name} must know which ids spell the same: set match='same' in experiment.teacher")
     chunks, size = beside.chunks, beside.chunks.is_real_BC.shape[1]
-    sides = (
-        (head, label_BL, weight_BL, chunks.student_BL),
-        (beside.head, beside.label_BL, beside.weight_BL, chunks.teacher_BL),
-    )
-    places = {"single": align.begins(chunks, single=True), "begin": align.begins(chunks), "row": _same_number(*sides)}
-    rest_BL, rest_there_BL = (_rest(*side, size, sharding, streaming) for side in sides)
+    places = {"single": align.begins(chunks, single=True), "begin": align.begins(chunks)}
+    places["row"] = _same_number(weight_BL, beside.weight_BL)
+    rest_BL = _rest(head, label_BL, weight_BL, chunks.student_BL, size, sharding, streaming)
     values = {}
     for name, loss in losses.items():
         place_BL = places[loss.places]
         there = dataclasses.replace(beside.head, h_BLD=align.states_at(beside.head.h_BLD, place_BL))
         more = [jnp.zeros_like(weight_BL)] * 2
         if loss.merges:
-            more = [rest_BL, align.states_at(rest_there_BL[..., None], place_BL)[..., 0]]
+            more = [rest_BL, align.states_at(beside.rest_BL[..., None], place_BL)[..., 0]]
         values[name] = _over_places(loss, (head, there), more, place_BL >= 0, marks.match_V, sharding, streaming)
     return values
 
 
-def _same_number(own: tuple, other: tuple) -> Array:
+def _same_number(weight_BL: Array, weight_there_BL: Any) -> Array:
     """The teacher's place of the same number in its row, where both count."""
-    (weight_BL, there_BL), length = (side[2] for side in (own, other)), other[2].shape[1]
-    place_BL = jnp.broadcast_to(jnp.arange(own[2].shape[1]), own[2].shape)
-    counts_BL = (place_BL < length) & (weight_BL > 0)
-    counts_BL &= align.states_at(jnp.float32(there_BL)[..., None], jnp.minimum(place_BL, length - 1))[..., 0] > 0
-    return jnp.where(counts_BL, place_BL, align.NO_PLACE)
+    own, other = weight_BL.shape[1], weight_there_BL.shape[1]
+    there_BL = jnp.pad(weight_there_BL, ((0, 0), (0, max(0, own - other))))[:, :own]
+    return jnp.where((weight_BL > 0) & (there_BL > 0), jnp.arange(own), align.NO_PLACE)
 
 
 def _rest(head: Head, label_BL, weight_BL, chunk_BL, size: int, sharding: Sharding, streaming: Any) -> Array:
@@ -145,8 +147,10 @@ def _rest(head: Head, label_BL, weight_BL, chunk_BL, size: int, sharding: Shardi
 
 def _over_places(loss: PairedLoss, heads, more, counts_BL, match_V, sharding: Sharding, streaming: Any) -> Array:
     """The loss of every place that counts, the logits of a chunk of positions at a time."""
-    B, length = counts_BL.shape
-    number, size = stream.divide(heads[0], streaming.get("positions"), B // sharding.token_shards)
+    B, length, width = heads[0].h_BLD.shape
+    default = stream.default_positions(B // sharding.size(sharding.sequences), length, width)
+    number = -(-length // (streaming.get("positions") or default))
+    size = -(-length // number)
     inputs = {"own": heads[0], "other": heads[1], "more_BL": more[0], "more_other_BL": more[1], "counts_BL": counts_BL}
     inputs = stream.pad(inputs, number * size - length)
 

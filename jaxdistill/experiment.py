@@ -61,7 +61,7 @@ class Experiment:
     teacher: Online | Across | Cached | None = None
     start: Truncated | Transplanted | None = None
     controllers: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    combine: Combiner | None = None
+    combine: Combiner | None = dataclasses.field(default=None, metadata={"later": True})
     seed: int = 0
     dtype: Literal["float32", "bfloat16"] = "float32"
     accumulate: int = 1

@@ -68,16 +68,16 @@ class Across:
     Attributes:
       run: as `Online.run`.
       chunking: how the two sides are compared.
+      length: tokens of the teacher in a window; None for as many as the text of the student's windows takes.
       match: which of the teacher's ids stands for each of the student's, for terms that compare distributions by name:
         "nearest", that of the least edit distance; "same", that which spells the same; None, which such terms refuse.
-      length: tokens of the teacher in a window; None for as many as the text of the student's windows takes.
       table: as `Online.table`.
     """
 
     run: Any
     chunking: Chunking = Chunking()
-    match: Literal["nearest", "same"] | None = None
     length: int | None = None
+    match: Literal["nearest", "same"] | None = dataclasses.field(default=None, metadata={"later": True})
     table: Table | None = dataclasses.field(default=None, metadata={"later": True})
 
     def __post_init__(self):

@@ -116,6 +116,7 @@ class Beside:
       index_BLAD: embeddings of its inputs and of its labels.
       label_BL: int32, the tokens that follow its inputs.
       weight_BL: fp32, what they count for.
+      rest_BL: fp32, the log-probability of the other tokens of each one's chunk.
       chunks: an `align.Chunks`, of which those count that have a log-probability on both sides.
     """
 
@@ -123,6 +124,7 @@ class Beside:
     index_BLAD: Array
     label_BL: Numbers
     weight_BL: Numbers
+    rest_BL: Array
     chunks: Any
 
 
