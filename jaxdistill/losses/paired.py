@@ -101,7 +101,7 @@ class Gold(PairedLoss):
     def __call__(self, log_q_BLV: Array, log_p_BLV: Array, match_V: Any) -> Array:
         ids = log_p_BLV.shape[-1]
         has_V, there_V = match_V >= 0, jnp.maximum(match_V, 0)
-        is_taken_V = jnp.zeros(ids, bool).at[jnp.where(has_V, match_V, ids)].set(True, mode="drop")
+        is_taken_V = jnp.zeros(ids, jnp.int32).at[jnp.where(has_V, match_V, ids)].set(1, mode="drop") > 0
         log_same_BLV = jnp.where(has_V, log_p_BLV[..., there_V], log_q_BLV)
         (by_name_BLV,) = JensenShannon(self.beta).points(log_same_BLV, log_q_BLV, has_V)
         by_rank_BL = sorted_distance(
