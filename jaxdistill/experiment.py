@@ -11,9 +11,11 @@ import importlib.util
 import inspect
 import sys
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
+
+import jax
 
 from jaxdistill.config import EXPERIMENT_MODULE
 from jaxdistill.data import Tokens
@@ -24,6 +26,7 @@ from jaxdistill.models.transformer import Config
 from jaxdistill.optim import AdamW
 from jaxdistill.parallel import rules
 from jaxdistill.parallel.mesh import Mesh
+from jaxdistill.parallel.placement import Disjoint
 from jaxdistill.start import START, Transplanted, Truncated
 from jaxdistill.teacher import Across, Cached, Online
 
@@ -95,6 +98,11 @@ class Experiment:
             raise InputError(
                 f"the objective looks at layer {wanted[0]} of the teacher, and a cache holds none: use teacher=Online"
             )
+        if self.placement is not None and (wanted := Objective.of(self.objective).layers()[1]):
+            raise InputError(
+                f"the objective looks at layer {wanted[0]} of the teacher, whose hidden states do not cross between "
+                "devices: place it beside the student (teacher.placement=None)"
+            )
         if self.start is not None and isinstance(self.start.run, Experiment):
             self.start.check(self.start.run.model, self.model)
         for table in (self.table, self.teacher_table):
@@ -110,8 +118,24 @@ class Experiment:
 
     @property
     def teacher_table(self) -> str:
-        """The table of the teacher's arrays, on the mesh of the student."""
+        """The table of the teacher's arrays, on its mesh."""
         return getattr(self.teacher, "table", None) or self.table
+
+    @property
+    def placement(self) -> Disjoint | None:
+        """Devices that are the teacher's own; None where it has none."""
+        return self.teacher.placement if isinstance(self.teacher, Online | Across) else None
+
+    def meshes(self, devices: Sequence[jax.Device] | None = None) -> tuple[jax.sharding.Mesh, jax.sharding.Mesh]:
+        """The student's mesh and the teacher's over these devices (default: all of the job); one, unless it is apart.
+
+        Raises InputError where the devices cannot be shared out so.
+        """
+        devices = list(jax.devices() if devices is None else devices)
+        if self.placement is None:
+            return (mesh := self.mesh.build(devices)), mesh
+        of_student, of_teacher = self.placement.split(devices)
+        return self.mesh.build(of_student), self.placement.mesh.build(of_teacher)
 
     @property
     def tokens(self) -> int:

@@ -85,7 +85,7 @@ def begin(
     Raises InputError where that run is of another shape or, unless it is transplanted, of another tokenizer, or has no
     moments for this optimizer.
     """
-    mesh, table = experiment.mesh.build(), rules.named(experiment.table)
+    (mesh, _), table = experiment.meshes(), rules.named(experiment.table)
     if isinstance(start, Transplanted):
         model, whole = load(directory, "float32", None, mesh, table)
         start.check(model.config, experiment.model)

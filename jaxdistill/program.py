@@ -57,10 +57,10 @@ def build(
 
     Raises InputError where its shapes cannot shard.
     """
-    mesh = experiment.mesh.build(devices)
+    mesh, _ = experiment.meshes(devices)
     table, teacher_table = rules.named(experiment.table), rules.named(experiment.teacher_table)
     rows = experiment.batch // experiment.accumulate
-    for own in (table, teacher_table):
+    for own in (table, teacher_table if experiment.placement is None else table):
         rules.check("BL", (rows, experiment.data.length), mesh, "a micro-batch", own)
     model = make_model(experiment, mesh, table)
     shard = rules.constrain(mesh, teacher_table)
@@ -81,17 +81,8 @@ def build(
     abstract = jax.eval_shape(init, jax.random.key(0))
     shardings = rules.shardings(abstract, mesh, table)
 
-    def place(batch):
-        if mesh.size == 1:
-            return batch
-        return jax.tree.map(jax.make_array_from_process_local_data, rules.of_batch(batch, mesh, table), batch)
-
     sharding, teacher_sharding = head_sharding(mesh, table), head_sharding(mesh, teacher_table)
-    across = None
-    if isinstance(experiment.teacher, Across) and marks is not None and marks[0] is not None:
-        across = functools.partial(
-            hear, chunking=experiment.teacher.chunking, teacher=marks[0], student=marks[1], sharding=teacher_sharding
-        )
+    across = speaks_across(experiment, marks, teacher_sharding)
     step = make_step(
         model,
         experiment.optim,
@@ -121,7 +112,29 @@ def build(
         init=jax.jit(init, out_shardings=shardings),
         begin=jax.jit(begin, out_shardings=shardings, donate_argnums=0),
         abstract=checkpoint.abstract_like(abstract, shardings),
-        place=place,
+        place=place_on(mesh, table),
+    )
+
+
+def place_on(mesh: jax.sharding.Mesh, table: rules.Rules) -> Callable[[Any], Any]:
+    """place(host batch) -> the global batch on the devices of a mesh, as the table has it."""
+
+    def place(batch: Any) -> Any:
+        if mesh.size == 1:
+            return batch
+        return jax.tree.map(jax.make_array_from_process_local_data, rules.of_batch(batch, mesh, table), batch)
+
+    return place
+
+
+def speaks_across(
+    experiment: Experiment, marks: tuple[Marks | None, Marks] | None, sharding: Sharding
+) -> Callable | None:
+    """What a teacher of other tokens says of a batch, as `make_target` takes it; None where there is none."""
+    if not isinstance(experiment.teacher, Across) or marks is None or marks[0] is None:
+        return None
+    return functools.partial(
+        hear, chunking=experiment.teacher.chunking, teacher=marks[0], student=marks[1], sharding=sharding
     )
 
 

@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from jaxdistill import checkpoint, data, evals, frozen, metrics, rundir
 from jaxdistill import config as configs
+from jaxdistill.apart import Apart
 from jaxdistill.cache.reader import Cache
 from jaxdistill.errors import InputError
 from jaxdistill.experiment import Experiment
@@ -79,18 +80,21 @@ def _train(experiment: Experiment, directory: Path, cache: Path | None, quiet: b
     check_vocabulary(experiment, dataset)
     rundir.write_json(directory / "env.json", rundir.environment())
     dataset.tokenizer.save(directory / "tokenizer")
-    mesh = experiment.mesh.build()
-    kept, start = None, sources.pop(START, None)
+    mesh, teacher_mesh = experiment.meshes()
+    kept, apart, start = None, None, sources.pop(START, None)
     if isinstance(experiment.teacher, Cached):
         kept = frozen.open_cache(sources.pop(CACHE), experiment.teacher, experiment, dataset)
     tokenizer, marks = dataset.tokenizer, None
     if isinstance(experiment.teacher, Across):
         dataset, marks = frozen.beside(sources[TEACHER], experiment.teacher, experiment.data, dataset, cache, quiet)
         tokenizer = None
-    of_teacher = mesh, rules.named(experiment.teacher_table)
+    of_teacher = teacher_mesh, rules.named(experiment.teacher_table)
     loaded = {name: frozen.load(path, experiment.dtype, tokenizer, *of_teacher) for name, path in sources.items()}
+    if experiment.placement is not None:
+        apart = Apart(experiment, *loaded.pop(TEACHER), marks=marks)
     teachers = {name: model for name, (model, _) in loaded.items()}
-    program = build(experiment, teachers, validation=None if kept is None else kept.validation, marks=marks)
+    validation = kept.validation if kept is not None else apart.validation if apart is not None else None
+    program = build(experiment, teachers, validation=validation, marks=marks)
     teacher_params = {name: params for name, (_, params) in loaded.items()}
     if kept is not None and kept.needs_head:
         layout = mesh, rules.named(experiment.table)
@@ -102,7 +106,7 @@ def _train(experiment: Experiment, directory: Path, cache: Path | None, quiet: b
         else:
             state, numbers = checkpoints.restore(program.abstract)
             seconds = numbers["seconds"]
-        trainer = Trainer(experiment, directory, program, dataset, teacher_params, kept, checkpoints, seconds)
+        trainer = Trainer(experiment, directory, program, dataset, teacher_params, kept, apart, checkpoints, seconds)
         scores = trainer.train(state, quiet)
         checkpoints.wait()
     result = _result(experiment, dataset, scores, trainer.seconds())
@@ -141,6 +145,7 @@ class Trainer:
     dataset: data.Dataset
     teacher_params: Any
     kept: Cache | None
+    apart: Apart | None
     checkpoints: checkpoint.Checkpoints
     seconds_before: float
 
@@ -159,9 +164,10 @@ class Trainer:
         batches = self.dataset.batches(experiment.batch, experiment.seed, start, experiment.steps, then=then)
         with contextlib.closing(writer), _signals() as received, _bar(experiment, start, quiet) as advance:
             log = _Log(writer, experiment, start)
-            for step, batch in enumerate(batches, start):
+            placed = map(self.program.place, batches) if self.apart is None else self.apart.training(batches, start)
+            for step, batch in enumerate(placed, start):
                 rates, coef = self._inputs(step)
-                state, values = self.program.step(state, self.teacher_params, self.program.place(batch), rates, coef)
+                state, values = self.program.step(state, self.teacher_params, batch, rates, coef)
                 advance()
                 done = step + 1
                 if done % experiment.log_every == 0 or done == experiment.steps:
@@ -212,7 +218,7 @@ class Trainer:
         batches = self.dataset.validation(self.experiment.batch)
         if self.kept is not None and self.kept.holds_validation:
             batches = map(self.kept.attach, batches)
-        batches = map(self.program.place, batches)
+        batches = map(self.program.place, batches) if self.apart is None else self.apart.validating(batches)
         scores = evals.evaluate(self.program.evaluate, state.params, self.teacher_params, batches)
         if "sampled_cross_entropy" in scores:
             scores["forward_kl"] = scores["sampled_cross_entropy"] - scores["teacher_entropy"]

@@ -62,6 +62,17 @@ def micro_batches(batch: Any, number: int) -> Any:
     return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, number, *x.shape[1:]), 1, 0), batch)
 
 
+def whole_batch(parts: Any) -> Any:
+    """[number, B / number, ...] -> [B, ...]: what `micro_batches` took apart."""
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]), parts)
+
+
+def step_key(seed: int, step: Any) -> Array:
+    """The key of what is random in a step. The generator is named: faster ones give a token other numbers in another
+    batch."""
+    return jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), step)
+
+
 def make_step(
     model,
     optimizer,
@@ -128,8 +139,7 @@ def make_step(
         return totals, reduce.sums(values, weight_BL)
 
     def step(state: State, teacher_params: Any, batch: Any, rates: dict, coef: dict) -> tuple[State, dict[str, Array]]:
-        # said explicitly: the faster generators give a token other numbers in another batch
-        key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), state.step)
+        key = step_key(seed, state.step)
         knobs = coef | {name: controller.value(state.control[name]) for name, controller in controllers.items()}
 
         def add(carry, part):

@@ -19,9 +19,10 @@ from jaxdistill.cache.states import LastStates, States
 from jaxdistill.errors import InputError
 from jaxdistill.losses.linear_heads import Sharding
 from jaxdistill.losses.targets import Chunked, Dense, Further, Labels, Target
+from jaxdistill.parallel.placement import Disjoint
 from jaxdistill.parallel.rules import Table
 
-__all__ = ["Across", "Cached", "Draws", "Online", "Top", "make_target", "token_index"]
+__all__ = ["Across", "Cached", "Disjoint", "Draws", "Online", "Top", "make_target", "token_index"]
 
 TEACHER = "teacher"  # its name among the frozen models of a run; references have names of their own
 CACHE = "cache"  # the role of a directory of targets
@@ -38,18 +39,25 @@ class Online:
       references: further frozen models by name, for targets and weights that compare several: an Experiment or a
         directory each, as `run`.
       table: what each axis of the mesh splits of them, one of `parallel.rules.TABLES`; None for the student's.
+      placement: None beside the student, on its devices; or Disjoint, on others, of which `keep` is all that crosses.
     """
 
     run: Any
     keep: Sampler | None = None
     references: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     table: Table | None = dataclasses.field(default=None, metadata={"later": True})
+    placement: Disjoint | None = dataclasses.field(default=None, metadata={"later": True})
 
     def __post_init__(self):
         if TEACHER in self.references:
             raise InputError(f"a reference cannot be called {TEACHER!r}: choose another name in teacher.references")
         if self.keep is not None and self.references:
             raise InputError("references compare whole distributions: leave teacher.keep away, or the references")
+        if self.placement is not None and self.keep is None:
+            raise InputError(
+                "a whole distribution does not cross between devices: set teacher.keep, such as Draws(50), or place "
+                "the teacher beside the student (teacher.placement=None)"
+            )
 
     def sources(self, student: Any) -> dict[str, Any]:
         """What has to be run before this student, by role: all frozen models, the teacher first."""
@@ -72,6 +80,7 @@ class Across:
       match: which of the teacher's ids stands for each of the student's, for terms that compare distributions by name:
         "nearest", that of the least edit distance; "same", that which spells the same; None, which such terms refuse.
       table: as `Online.table`.
+      placement: as `Online.placement`; what is said of chunks is small enough to cross.
     """
 
     run: Any
@@ -79,6 +88,7 @@ class Across:
     length: int | None = None
     match: Literal["nearest", "same"] | None = dataclasses.field(default=None, metadata={"later": True})
     table: Table | None = dataclasses.field(default=None, metadata={"later": True})
+    placement: Disjoint | None = dataclasses.field(default=None, metadata={"later": True})
 
     def __post_init__(self):
         if self.match not in (None, "nearest", "same"):

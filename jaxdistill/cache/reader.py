@@ -5,7 +5,7 @@ import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -33,6 +33,20 @@ def content_keys(batch: Batch) -> np.ndarray:
         hashlib.blake2b(tokens.tobytes() + segment.tobytes(), digest_size=16).digest() for tokens, segment in rows
     ]
     return np.frombuffer(b"".join(digests), "<u8").reshape(-1, 2)
+
+
+def distance(known: Literal["whole", "ranked", "sampled"] | None) -> Objective:
+    """What an evaluation measures: cross-entropy, and as much of KL(teacher || student) as targets of a kind can tell.
+
+    Of draws `sampled_cross_entropy`, whose excess over the teacher's entropy is the KL in expectation; of top-K
+    targets `top_k_kl`, the KL of K + 1 outcomes, which is below that of all.
+    """
+    terms = {
+        "whole": {"forward_kl": Term(ForwardKL())},
+        "ranked": {"top_k_kl": Term(TopKDivergence())},
+        "sampled": {"sampled_cross_entropy": Term(SampledCrossEntropy())},
+    }
+    return Objective.of({"cross_entropy": Term(CrossEntropy())} | (terms[known] if known else {}))
 
 
 def columns_of(layout: Layout, scalars: Sequence[str] = SCALARS) -> dict[str, Column]:
@@ -105,18 +119,12 @@ class Cache:
 
     @property
     def validation(self) -> Objective:
-        """What an evaluation measures with it: cross-entropy, and as much of KL(teacher || student) as it can tell.
-
-        Of draws `sampled_cross_entropy`, whose excess over the teacher's entropy is the KL in expectation; of top-K
-        targets `top_k_kl`, the KL of K + 1 outcomes, which is below that of all.
-        """
-        terms = {"cross_entropy": Term(CrossEntropy())}
-        if self.holds_validation and isinstance(self.layout, Hidden):
-            terms["forward_kl"] = Term(ForwardKL())
-        elif self.holds_validation:
-            top_k = {"top_k_kl": Term(TopKDivergence())}
-            terms |= top_k if self.entries else {"sampled_cross_entropy": Term(SampledCrossEntropy())}
-        return Objective.of(terms)
+        """What an evaluation measures with it, as `distance` has it."""
+        if not self.holds_validation:
+            return distance(None)
+        if isinstance(self.layout, Hidden):
+            return distance("whole")
+        return distance("ranked" if self.entries else "sampled")
 
     def find(self, key_B2: np.ndarray) -> np.ndarray:
         """The row of every key, int [B]; -1 where there is none."""

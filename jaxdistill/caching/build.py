@@ -21,10 +21,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxdistill import config as configs
 from jaxdistill import data, frozen, rundir
+from jaxdistill.apart import ahead
 from jaxdistill.cache import codec
 from jaxdistill.cache.reader import VERSION
 from jaxdistill.cache.recipe import Recipe
-from jaxdistill.caching.forward import Teacher, ahead
+from jaxdistill.caching.forward import Teacher
 from jaxdistill.caching.plan import Plan, plan
 from jaxdistill.data.storage import content_key
 from jaxdistill.errors import InputError

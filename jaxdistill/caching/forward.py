@@ -1,7 +1,7 @@
 """The teacher's forward pass over windows, up to the columns of a cache."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,13 +94,3 @@ class Spoken:
                 "exp(16), as with an exponent far from 1"
             )
         return codec.to_columns(packed, columns_of(self.layout)) | {"key": self.key}
-
-
-def ahead(items: Iterable[Any]) -> Iterator[Any]:
-    """The same items, each given when the next one has been started."""
-    items = iter(items)
-    for waiting in items:
-        for following in items:
-            yield waiting
-            waiting = following
-        yield waiting
