@@ -126,6 +126,11 @@ class Experiment:
         """Devices that are the teacher's own; None where it has none."""
         return self.teacher.placement if isinstance(self.teacher, Online | Across) else None
 
+    @property
+    def quantised(self) -> str | None:
+        """What the teacher's layers are stored in; None for the compute dtype."""
+        return self.teacher.quantised if isinstance(self.teacher, Online | Across) else None
+
     def meshes(self, devices: Sequence[jax.Device] | None = None) -> tuple[jax.sharding.Mesh, jax.sharding.Mesh]:
         """The student's mesh and the teacher's over these devices (default: all of the job); one, unless it is apart.
 

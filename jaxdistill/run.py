@@ -24,6 +24,7 @@ from jaxdistill.apart import Apart
 from jaxdistill.cache.reader import Cache
 from jaxdistill.errors import InputError
 from jaxdistill.experiment import Experiment
+from jaxdistill.int8 import MEASURED, to_int8
 from jaxdistill.parallel import rules
 from jaxdistill.program import Program, build
 from jaxdistill.scaling import flops
@@ -90,6 +91,7 @@ def _train(experiment: Experiment, directory: Path, cache: Path | None, quiet: b
         tokenizer = None
     of_teacher = teacher_mesh, rules.named(experiment.teacher_table)
     loaded = {name: frozen.load(path, experiment.dtype, tokenizer, *of_teacher) for name, path in sources.items()}
+    narrowed = _narrow(experiment, loaded, dataset, *of_teacher) if experiment.quantised else {}
     if experiment.placement is not None:
         apart = Apart(experiment, *loaded.pop(TEACHER), marks=marks)
     teachers = {name: model for name, (model, _) in loaded.items()}
@@ -113,10 +115,20 @@ def _train(experiment: Experiment, directory: Path, cache: Path | None, quiet: b
     if start is not None:
         result["start"] = start.name
     if TEACHER in sources:
-        result |= frozen.facts(sources[TEACHER])
+        result |= frozen.facts(sources[TEACHER]) | narrowed
     elif kept is not None:
         result |= {"cache": kept.directory.name, **kept.manifest["teacher"]["facts"]}
     rundir.write_json(directory / rundir.RESULT, result)
+
+
+def _narrow(experiment: Experiment, loaded: dict[str, Any], dataset: data.Dataset, *of_teacher: Any) -> dict[str, Any]:
+    """Puts the loaded teacher into int8, and gives what the result says of it."""
+    model, params = loaded.pop(TEACHER)
+    batches = (dataset.batch(experiment.batch, experiment.seed, step) for step in range(MEASURED))
+    own = (batch if batch.beside is None else batch.beside.batch for batch in batches)
+    params, facts = to_int8(model, params, own, experiment.dtype, *of_teacher)
+    loaded[TEACHER] = model, params
+    return {"teacher_int8": facts}
 
 
 def _begin(experiment: Experiment, program: Program, source: Path | None, tokenizer: data.Tokenizer) -> State:

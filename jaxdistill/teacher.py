@@ -40,6 +40,7 @@ class Online:
         directory each, as `run`.
       table: what each axis of the mesh splits of them, one of `parallel.rules.TABLES`; None for the student's.
       placement: None beside the student, on its devices; or Disjoint, on others, of which `keep` is all that crosses.
+      quantised: "int8" for a teacher whose layers are int8 (`models.quantised`); references stay as they are.
     """
 
     run: Any
@@ -47,8 +48,10 @@ class Online:
     references: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     table: Table | None = dataclasses.field(default=None, metadata={"later": True})
     placement: Disjoint | None = dataclasses.field(default=None, metadata={"later": True})
+    quantised: Literal["int8"] | None = dataclasses.field(default=None, metadata={"later": True})
 
     def __post_init__(self):
+        _check_quantised(self.quantised)
         if TEACHER in self.references:
             raise InputError(f"a reference cannot be called {TEACHER!r}: choose another name in teacher.references")
         if self.keep is not None and self.references:
@@ -81,6 +84,7 @@ class Across:
         "nearest", that of the least edit distance; "same", that which spells the same; None, which such terms refuse.
       table: as `Online.table`.
       placement: as `Online.placement`; what is said of chunks is small enough to cross.
+      quantised: as `Online.quantised`.
     """
 
     run: Any
@@ -89,10 +93,17 @@ class Across:
     match: Literal["nearest", "same"] | None = dataclasses.field(default=None, metadata={"later": True})
     table: Table | None = dataclasses.field(default=None, metadata={"later": True})
     placement: Disjoint | None = dataclasses.field(default=None, metadata={"later": True})
+    quantised: Literal["int8"] | None = dataclasses.field(default=None, metadata={"later": True})
 
     def __post_init__(self):
+        _check_quantised(self.quantised)
         if self.match not in (None, "nearest", "same"):
             raise InputError(f"teacher.match is {self.match!r}; it must be 'nearest', 'same' or None")
+        if self.match is not None and self.placement is not None:
+            raise InputError(
+                "teacher.match is for losses on whole distributions, which do not cross between devices: unset it, or "
+                "place the teacher beside the student (teacher.placement=None)"
+            )
 
     def sources(self, student: Any) -> dict[str, Any]:
         """What has to be run before this student, by role."""
@@ -156,6 +167,11 @@ class Cached:
     def following(self, change: Callable[[Any], Any]) -> "Cached":
         """The same with `change` applied to the Experiment it describes."""
         return dataclasses.replace(self, run=change(self.run))
+
+
+def _check_quantised(quantised: str | None) -> None:
+    if quantised not in (None, "int8"):
+        raise InputError(f"teacher.quantised is {quantised!r}; it is 'int8', or None for the compute dtype")
 
 
 def make_target(

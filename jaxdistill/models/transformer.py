@@ -27,7 +27,7 @@ from jax import Array
 
 from jaxdistill.errors import InputError
 from jaxdistill.head import Head
-from jaxdistill.models import norms, rotary, taps
+from jaxdistill.models import norms, quantised, rotary, taps
 from jaxdistill.models.attention import Implementation, View, causal_mask
 from jaxdistill.models.block import Block
 from jaxdistill.models.decoding import Cache, Past, slot_mask
@@ -292,6 +292,7 @@ class Transformer:
         """One layer on the stream: its output, and what is kept of it."""
         view = views[0] if is_local is None else jax.tree.map(functools.partial(jnp.where, is_local), *views)
         view = dataclasses.replace(view, past=past)
+        layer_params = quantised.widen(layer_params, self.dtype)
         module = _bind(self.config, layer_params)
         return module(x_BLD, view, self.shard, implementation=self.implementation, keep=keep)
 
