@@ -4,7 +4,7 @@
     student's devices              step 0     step 1     ...
 
 What it says crosses from device to device and reaches the step as what a cache holds does, as `Batch.target`. Nothing
-here waits for a device.
+here waits for a target.
 """
 
 import dataclasses
@@ -63,6 +63,7 @@ class Apart:
         self._speak = precise(jax.jit(self._make_speak(), out_shardings=by_row))
         self._measure = precise(jax.jit(self._make_measure(), out_shardings=by_row))
         self._place, self._place_student = place_on(mesh, table), place_on(student_mesh, student_table)
+        self._before: jax.Array | None = None
         self._rows_of_student = NamedSharding(student_mesh, rules.spec("B", student_table))
 
     @property
@@ -78,6 +79,13 @@ class Apart:
             dataclasses.replace(self._student_part(batch), target=self._carry(self._said(self._speak, batch, step)))
             for step, batch in enumerate(batches, first_step)
         )
+
+    def keep_pace(self, loss: jax.Array) -> None:
+        """Waits for the step before the one whose loss this is: a teacher that is faster than its student would fill
+        the memory with targets. The devices do not wait, they have that one to work on."""
+        if self._before is not None:
+            self._before.block_until_ready()
+        self._before = loss
 
     def validating(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """As `training`, and with the teacher's numbers of every token among the signals, as a cache gives them.

@@ -180,6 +180,8 @@ class Trainer:
             for step, batch in enumerate(placed, start):
                 rates, coef = self._inputs(step)
                 state, values = self.program.step(state, self.teacher_params, batch, rates, coef)
+                if self.apart is not None:
+                    self.apart.keep_pace(values["loss"])
                 advance()
                 done = step + 1
                 if done % experiment.log_every == 0 or done == experiment.steps:

@@ -23,7 +23,7 @@ class Disjoint:
     Raises InputError where there are none, or where the mesh does not fit them.
     """
 
-    devices: int
+    devices: int = 1
     mesh: Mesh = Mesh()
 
     def __post_init__(self):

@@ -47,12 +47,20 @@ QUICKLY = {
     "sampled, context, cached": {"kind": "sampled", **MESHES["context"], "placement": "cached"},
     "alm, fsdp": {"kind": "alm", **MESHES["fsdp"]},
     "ce, expert": {"kind": "ce", **MESHES["expert"]},
+    "top-k, apart": {"kind": "top-k", "placement": "apart", "mesh": {"tensor": 2}},  # rows on 4 devices go to 2
+    "sampled, apart": {"kind": "sampled", "placement": "apart", "of_teacher": {"data": 2}, "accumulate": 2},
+    "alm, apart": {"kind": "alm", "placement": "apart", "mesh": {"context": 2}},
 }
 THOROUGH = {f"{kind}, {name}": {"kind": kind, **mesh} for kind in KINDS for name, mesh in MESHES.items()}
 THOROUGH |= {
     f"{kind}, {name}, cached": {"kind": kind, **mesh, "placement": "cached"}
     for kind in CACHED
     for name, mesh in MESHES.items()
+}
+THOROUGH |= {
+    f"{kind}, {axis}, apart": {"kind": kind, "mesh": {axis: 2}, "placement": "apart"}
+    for kind in ("top-k", "sampled", "alm")
+    for axis in ("data", "tensor", "context")
 }
 
 

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from jaxdistill import config as configs
 from jaxdistill.errors import InputError
 from jaxdistill.losses.hidden import Layers
 from jaxdistill.losses.objective import Term
@@ -52,3 +53,12 @@ def test_a_mesh_that_the_students_devices_do_not_fit_is_refused(distilled):
     experiment = dataclasses.replace(distilled, teacher=teacher, mesh=Mesh(tensor=2))
     with pytest.raises(InputError, match="does not fit 5 devices"):
         experiment.meshes(devices(8))
+
+
+def test_an_experiment_is_moved_by_overrides_and_keeps_its_identity_without_them(distilled):
+    beside = dataclasses.replace(distilled, teacher=Online("run", Draws(8)))
+    assert not {"placement", "quantised"} & {path.rpartition(".")[2] for path, _ in configs.fields(beside)}
+    asked = ["placement=Disjoint", "placement.devices=4", "placement.mesh.tensor=2", "quantised=int8"]
+    moved = configs.override(beside, [f"teacher.{assignment}" for assignment in asked])
+    assert moved.teacher == Online("run", Draws(8), placement=Disjoint(4, Mesh(tensor=2)), quantised="int8")
+    assert configs.parse(configs.text(moved)) == moved

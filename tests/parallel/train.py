@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxdistill import align, data, rundir
 from jaxdistill.across import Marks
+from jaxdistill.apart import Apart
 from jaxdistill.cache.reader import Cache
 from jaxdistill.data import pairs
 from jaxdistill.experiment import Experiment, load_module
@@ -30,7 +31,7 @@ from jaxdistill.models.variant import Variant
 from jaxdistill.parallel import rules
 from jaxdistill.parallel.mesh import Mesh
 from jaxdistill.program import build
-from jaxdistill.teacher import TEACHER, Across, Cached, Draws, Online, Top
+from jaxdistill.teacher import TEACHER, Across, Cached, Disjoint, Draws, Online, Top
 
 STEPS = 20
 STUDENT = Config(vocab_size=257, num_layers=2, width=32, num_heads=4, head_size=8, mlp_width=64)  # V padded to 384
@@ -41,13 +42,17 @@ WORDS = data.SentencePiece(300, characters=20_000)
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One training: which loss, on which mesh and tables, with a teacher where."""
+    """One training: which loss, on which mesh and tables, with a teacher where.
+
+    With the placement "apart" the teacher has the last four devices, in a mesh of its own.
+    """
 
     kind: str
     mesh: dict[str, int] = dataclasses.field(default_factory=dict)
     table: str = "axes"
     teacher_table: str | None = None
     placement: str = "online"
+    of_teacher: dict[str, int] = dataclasses.field(default_factory=dict)
     accumulate: int = 1
     model: str = "dense"
 
@@ -70,6 +75,8 @@ def experiment_of(case: Case, tiny: Any) -> Experiment:
     }[case.kind]()
     if case.placement == "cached":
         teacher = Cached("cache")
+    if case.placement == "apart":
+        teacher = dataclasses.replace(teacher, placement=Disjoint(4, Mesh(**case.of_teacher)))
     return dataclasses.replace(
         tiny.supervised(),
         model=EXPERTS if case.model == "experts" else STUDENT,
@@ -110,7 +117,7 @@ def paired(tokens: data.Tokens, length: int):
 def losses(case: Case, tiny: Any, caches: dict[str, str], devices: Any = None) -> list[float]:
     """The loss of every step, and the last validation loss, from one start and order of data."""
     experiment = experiment_of(case, tiny)
-    mesh, dataset = experiment.mesh.build(devices), data.prepare(experiment.data, quiet=True)
+    (_, mesh), dataset = experiment.meshes(devices), data.prepare(experiment.data, quiet=True)
     teacher, marks, attach = TEACHER_MODEL, None, lambda batch: batch
     if isinstance(experiment.teacher, Across):
         dataset, teacher, marks = paired(experiment.data, experiment.teacher.length)
@@ -122,13 +129,18 @@ def losses(case: Case, tiny: Any, caches: dict[str, str], devices: Any = None) -
         teachers = {TEACHER: Transformer(teacher)}
         params = {TEACHER: random_params(teacher, 1)}
         params = jax.device_put(params, rules.shardings(params, mesh, rules.named(experiment.teacher_table)))
-    program = build(experiment, teachers, devices, marks=marks)
+    batches = (attach(dataset.batch(experiment.batch, 0, step)) for step in range(STEPS))
+    if experiment.placement is None:
+        program = build(experiment, teachers, devices, marks=marks)
+        placed = map(program.place, batches)
+    else:
+        apart = Apart(experiment, teachers.pop(TEACHER), params.pop(TEACHER), devices=devices, marks=marks)
+        program, placed = build(experiment, devices=devices, marks=marks), apart.training(batches, 0)
     places = jax.tree.map(lambda x: x.sharding, program.abstract.params)
     state = program.begin(jax.device_put(random_params(experiment.model, 2), places))
     found = []
-    for step in range(STEPS):
+    for step, batch in enumerate(placed):
         coef = {name: np.float32(term.at(step, STEPS)) for name, term in experiment.objective.items()}
-        batch = program.place(attach(dataset.batch(experiment.batch, 0, step)))
         state, metrics = program.step(state, params, batch, experiment.optim.rates(step, STEPS), coef)
         found.append(float(metrics["loss"]))
     sums = program.evaluate(state.params, params, program.place(next(dataset.validation(experiment.batch))))
@@ -139,8 +151,9 @@ def main(tiny: str, cases: str, caches: str) -> None:
     module, made, alone = load_module(tiny), json.loads(caches), {}
     for name, fields in json.loads(cases).items():
         case = Case(**fields)
-        plain = Case(case.kind, {}, placement=case.placement, model=case.model)
-        key = (case.kind, case.placement, case.model)
+        placement = "online" if case.placement == "apart" else case.placement
+        plain = Case(case.kind, {}, placement=placement, model=case.model)
+        key = (case.kind, placement, case.model)
         if key not in alone:
             alone[key] = losses(plain, module, made, jax.devices()[:1])
         print(json.dumps({"case": name, "losses": losses(case, module, made), "alone": alone[key]}), flush=True)
