@@ -98,10 +98,11 @@ class Experiment:
             raise InputError(
                 f"the objective looks at layer {wanted[0]} of the teacher, and a cache holds none: use teacher=Online"
             )
-        if self.placement is not None and (wanted := Objective.of(self.objective).layers()[1]):
+        kinds = Objective.of(self.objective).split()
+        if self.placement is not None and (wanted := (*kinds.states.names, *kinds.places.names, *kinds.rows.names)):
             raise InputError(
-                f"the objective looks at layer {wanted[0]} of the teacher, whose hidden states do not cross between "
-                "devices: place it beside the student (teacher.placement=None)"
+                f"objective.{wanted[0]} looks at the teacher itself, of which only targets cross between devices: "
+                "place it beside the student (teacher.placement=None)"
             )
         if self.start is not None and isinstance(self.start.run, Experiment):
             self.start.check(self.start.run.model, self.model)

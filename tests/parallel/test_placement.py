@@ -33,6 +33,7 @@ def test_the_last_devices_are_the_teachers():
         (lambda: Disjoint(8).split(devices(8)), "takes 8 devices and the job has 8: leave some to the student"),
         (lambda: Disjoint(2).split(devices(8, processes=2)), "needs one process that sees all devices"),
         (lambda: Online("run", placement=Disjoint(2)), "a whole distribution does not cross between devices: set"),
+        (lambda: Across("run", match="same", placement=Disjoint(2)), "whole distributions, which do not cross"),
         (lambda: Online("run", quantised="int4"), "teacher.quantised is 'int4'; it is 'int8', or None"),
         (lambda: Across("run", quantised="int4"), "teacher.quantised is 'int4'; it is 'int8', or None"),
     ],
@@ -44,7 +45,7 @@ def test_what_cannot_be_is_said(make, message):
 
 def test_hidden_states_do_not_cross(distilled):
     teacher = Online("run", Draws(8), placement=Disjoint(1))
-    with pytest.raises(InputError, match="looks at layer 1 of the teacher, whose hidden states do not cross"):
+    with pytest.raises(InputError, match=r"objective.states looks at the teacher itself, of which only targets cross"):
         dataclasses.replace(distilled, teacher=teacher, objective={"states": Term(Layers(MeanSquare(), ((0, 1),)))})
 
 
