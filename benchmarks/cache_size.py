@@ -35,6 +35,7 @@ from scipy.special import gammaln
 
 from jaxdistill import data, frozen, rundir
 from jaxdistill.cache import codec
+from jaxdistill.cache.columns import to_columns
 from jaxdistill.cache.encode import statistics, uniforms
 from jaxdistill.cache.foreign.rank_curve import Compression
 from jaxdistill.cache.reader import columns_of, content_keys
@@ -159,7 +160,7 @@ def stored(target: Sampled | TopK, layout: codec.Layout, spoken: Spoken) -> tupl
     index_BL = jnp.arange(tokens, dtype=jnp.uint32).reshape(-1, length)
     packed = layout.pack(jax.tree.map(jnp.asarray, target), uniforms(jax.random.key(1), index_BL))
     extra = {f"{name}_BL": getattr(target, f"{name}_BL") for name in layout.extra}
-    rows = codec.to_columns({**packed, **extra, **spoken.scalars}, columns) | {"key": content_keys(spoken.batch)}
+    rows = to_columns({**packed, **extra, **spoken.scalars}, columns) | {"key": content_keys(spoken.batch)}
     with tempfile.TemporaryDirectory() as name:
         directory = pathlib.Path(name)
         store = Store(directory, columns, WINDOWS, WINDOWS)

@@ -38,6 +38,7 @@ def spoken(keep: Any, batches: int) -> list[dict[str, Any]]:
     import jax.numpy as jnp
 
     from jaxdistill.cache import codec
+    from jaxdistill.cache.columns import to_columns
     from jaxdistill.cache.encode import encode
     from jaxdistill.cache.reader import columns_of
     from jaxdistill.head import Head
@@ -55,7 +56,7 @@ def spoken(keep: Any, batches: int) -> list[dict[str, Any]]:
         return encode(head, zeros, key, index, keep, layout, Sharding())
 
     keys = (jax.random.key(1 + i, impl="threefry2x32") for i in range(batches))
-    return [codec.to_columns(columns(key), columns_of(layout)) for key in keys]
+    return [to_columns(columns(key), columns_of(layout)) for key in keys]
 
 
 def reading_table() -> report.Table:
@@ -113,6 +114,7 @@ class Writing:
         import numpy as np
 
         from jaxdistill.cache import codec
+        from jaxdistill.cache.columns import to_columns
         from jaxdistill.cache.encode import encode
         from jaxdistill.cache.reader import columns_of
         from jaxdistill.cache.store import Store
@@ -142,7 +144,7 @@ class Writing:
             store = Store(pathlib.Path(directory), columns_of(layout), self.batch, self.batch)
 
             def build():
-                columns = codec.to_columns(encoded(params), columns_of(layout))
+                columns = to_columns(encoded(params), columns_of(layout))
                 store.write(0, columns | {"key": np.zeros((self.batch, 2), np.uint64)})
 
             alone, whole = [], []

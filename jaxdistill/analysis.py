@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxdistill import checkpoint, metrics, rundir
 from jaxdistill.data import Tokenizer, load_tokenizer
+from jaxdistill.ensemble import Ensemble
 from jaxdistill.errors import InputError
 from jaxdistill.experiment import Experiment
 from jaxdistill.models.transformer import Transformer
@@ -75,11 +76,27 @@ def load_run(path: str | Path, step: int | None = None, *, mesh: Mesh | None = N
     built = mesh.build() if mesh is not None else Mesh(fsdp=1).build(jax.devices()[:1])
     model = make_model(experiment, built)
     abstract = jax.eval_shape(model.init, jax.random.key(0))
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), abstract)
-    on_mesh = checkpoint.abstract_like(shapes, rules.shardings(abstract, built))
+    on_mesh = checkpoint.abstract_like(checkpoint.in_dtype(abstract, dtype), rules.shardings(abstract, built))
     params = checkpoint.load_params(directory / "checkpoints", step, on_mesh)
     result = rundir.read_result(directory) if rundir.is_finished(directory) else None
     return Run(experiment, step, model, params, result, directory)
+
+
+def with_others(run: Run, others: Sequence[str | Path], of: str, mesh: Mesh) -> tuple[Any, Any]:
+    """A run's model and parameters, or those of its ensemble with other runs (`ensemble.Ensemble`), as `load_run`.
+
+    Raises InputError where one of them has another tokenizer.
+    """
+    loaded = [run, *(load_run(path, mesh=mesh) for path in others)]
+    for other in loaded[1:]:
+        if other.tokenizer.fingerprint != run.tokenizer.fingerprint:
+            raise InputError(
+                f"{other.directory} has another tokenizer than {run.directory}, and an ensemble has one: move them "
+                "to one first, with start=Transplanted(...)"
+            )
+    if len(loaded) == 1:
+        return run.model, run.params
+    return Ensemble(tuple(each.model for each in loaded), of), tuple(each.params for each in loaded)
 
 
 RECENT = 4  # arrays of a `stored_params` in memory: queries, keys and values may be one tensor for others
@@ -112,15 +129,16 @@ def stored_params(path: str | Path, dtype: Any) -> dict[str, Any]:
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
     @functools.lru_cache(maxsize=RECENT)
-    def read(keys: tuple[str, ...], shape: tuple[int, ...]) -> jax.Array:
-        leaf = jax.ShapeDtypeStruct(shape, dtype, sharding=device)
+    def read(keys: tuple[str, ...], shape: tuple[int, ...], own: Any) -> jax.Array:
+        leaf = jax.ShapeDtypeStruct(shape, own, sharding=device)
         return checkpoint.load_param(directory / "checkpoints", step, keys, leaf)
 
     def stored(path: tuple[Any, ...], x: jax.ShapeDtypeStruct) -> Stored:
         keys = tuple(key.key for key in path)
-        return Stored(x.shape, jnp.dtype(dtype), functools.partial(read, keys, x.shape))
+        return Stored(x.shape, x.dtype, functools.partial(read, keys, x.shape, x.dtype))
 
-    return jax.tree_util.tree_map_with_path(stored, jax.eval_shape(model.init, jax.random.key(0)))
+    abstract = jax.eval_shape(model.init, jax.random.key(0))
+    return jax.tree_util.tree_map_with_path(stored, checkpoint.in_dtype(abstract, jnp.dtype(dtype)))
 
 
 def _step(directory: Path, step: int | None = None) -> int:

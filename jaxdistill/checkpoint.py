@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 from absl import logging
 from orbax.checkpoint import v1 as ocp
 
@@ -156,6 +157,13 @@ def load_param(directory: Path, step: int, keys: tuple[str, ...], abstract: jax.
     return jax.tree.leaves(load_parts(directory, step, alone))[0]
 
 
+def save_params(directory: Path, step: int, params: Any) -> None:
+    """Write parameters alone as the checkpoint of a step, in place of one that is there."""
+    where = Path(directory) / str(step)
+    with _writing(where), _context():
+        ocp.save_checkpointables(str(where.absolute()), {"state": {"params": params}}, overwrite=True)
+
+
 def load_parts(directory: Path, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
     """Some fields of the State in one checkpoint, as `load_params`."""
     where = Path(directory) / str(step)
@@ -163,6 +171,15 @@ def load_parts(directory: Path, step: int, abstract: dict[str, Any]) -> dict[str
     context.pytree_options.loading.partial_load = True
     with _reading(where), context:
         return ocp.load(str(where.absolute()), abstract, checkpointable_name="state")
+
+
+def in_dtype(abstract: Any, dtype: Any) -> Any:
+    """ShapeDtypeStructs of parameters in this dtype; integers, which are tables, stay as they are."""
+
+    def own(x: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, dtype if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype)
+
+    return jax.tree.map(own, abstract)
 
 
 def abstract_like(tree: Any, shardings: Any) -> Any:

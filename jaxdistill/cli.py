@@ -270,6 +270,8 @@ def eval(options: argparse.Namespace) -> None:
     request = evaluate.Request(
         split=options.split,
         windows=options.windows,
+        others=options.ensemble,
+        average=options.average,
         teacher=options.teacher,
         texts=dict(map(_named, options.text)),
         questions=options.questions,
@@ -342,7 +344,7 @@ def generate(options: argparse.Namespace) -> None:
     prompts = [*options.prompt, *(generating.read(options.prompts) if options.prompts else [])]
     for text in generating.texts(
         options.target, prompts, options.tokens, Sampling(**drawn) if drawn else None, seed=options.seed,
-        quiet=options.quiet,
+        others=options.ensemble, average=options.average, quiet=options.quiet,
     ):  # fmt: skip
         print(json.dumps(text) if options.json else text["text"])
 
@@ -454,8 +456,16 @@ def parser() -> argparse.ArgumentParser:
     added.add_argument("--resolution", type=float, default=1 / 64, help="nats between stored values (default: 1/64)")
     added.add_argument("--quiet", action="store_true", help="no progress view")
 
+    def ensemble_options(added: argparse.ArgumentParser) -> None:
+        with_all = "a run of the same tokenizer, whose mean with the target is taken in its place; repeat for more"
+        added.add_argument("--ensemble", action="append", default=[], metavar="RUN", help=with_all)
+        added.add_argument(
+            "--average", choices=("probability", "logit"), default="probability", help="of an ensemble (default: first)"
+        )
+
     added = verb(eval, "jaxdistill eval runs/sparse_kd --questions quiz.jsonl")
     added.add_argument("target", help="the directory of a finished run, of an imported model or of a sweep")
+    ensemble_options(added)
     added.add_argument("--teacher", metavar="RUN", help="compare with this run; none for no teacher (default: its own)")
     added.add_argument("--out", help="where eval.json and eval.html go (default: the run or sweep directory)")
     added.add_argument("--split", choices=("validation", "train"), default="validation", help="of the run's own data")
@@ -495,6 +505,7 @@ def parser() -> argparse.ArgumentParser:
     added = verb(generate, "jaxdistill generate runs/sparse_kd/full 'def main(' --temperature 0.8")
     added.add_argument("target", help="a run directory")
     added.add_argument("prompt", nargs="*", help="a text to continue")
+    ensemble_options(added)
     added.add_argument("--prompts", type=Path, metavar="FILE", help='more of them, JSONL: {"prompt": "def main("}')
     added.add_argument("--tokens", type=int, default=64, help="at most so many for each (default: 64)")
     added.add_argument("--temperature", type=float, help="draw tokens, from softmax(logits / temperature)")

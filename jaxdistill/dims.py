@@ -27,6 +27,9 @@ LETTERS: Mapping[str, str] = {
     "E": "experts",
     "P": "learned positions",
     "A": "input and label of a place",
+    "R": "rank of adapters",
+    "G": "subwords of the input",
+    "Y": "bytes of a subword",
 }
 
 STACKED = "layers"

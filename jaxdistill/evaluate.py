@@ -40,6 +40,8 @@ class Request:
       split: of its data: "validation", or "train" to see how far it has learnt its text by heart.
       windows: at most so many windows of each text, spread evenly; None for as many as the run validates on, and for
         all of other texts.
+      others: further runs of the same tokenizer; what is measured is then the ensemble of each run with them.
+      average: what an ensemble averages, "probability" or "logit".
       teacher: the run to compare with; None for each run's own, "none" for none at all.
       texts: files of further text by name, as `data.Files` takes them.
       questions: files of questions, as `evals.tasks` reads them.
@@ -53,6 +55,8 @@ class Request:
 
     split: Literal["validation", "train"] = "validation"
     windows: int | None = None
+    others: Sequence[Path] = ()
+    average: Literal["probability", "logit"] = "probability"
     teacher: str | None = None
     texts: Mapping[str, str] = dataclasses.field(default_factory=dict)
     questions: Sequence[Path] = ()
@@ -148,14 +152,16 @@ class _Subject:
 
     def _compile(self) -> None:
         run, request, sharding = self.run, self.request, head_sharding(self._mesh)
+        self._model, own = analysis.with_others(run, request.others, request.average, request.mesh)
         self.teacher, model, params = self._teacher(), None, None
         if self.teacher is not None:
             model, params = frozen.load(self.teacher, run.experiment.dtype, self.tokenizer, self._mesh)
             model = dataclasses.replace(model, shard=rules.constrain(self._mesh))
-        sums = self._precise(jax.jit(evals.make_sums(run.model, model, bins=request.bins, sharding=sharding)))
-        likelihoods = self._precise(jax.jit(continuations.make_likelihoods(run.model, sharding=sharding)))
-        self._sums = lambda batch: sums(run.params, params, self._place(batch))
-        self._likelihoods = lambda batch: likelihoods(run.params, self._place(batch))
+        sums = self._precise(jax.jit(evals.make_sums(self._model, model, bins=request.bins, sharding=sharding)))
+        likelihoods = self._precise(jax.jit(continuations.make_likelihoods(self._model, sharding=sharding)))
+        self._params = own
+        self._sums = lambda batch: sums(own, params, self._place(batch))
+        self._likelihoods = lambda batch: likelihoods(own, self._place(batch))
 
     def _teacher(self) -> Path | None:
         asked = self.request.teacher
@@ -174,6 +180,7 @@ class _Subject:
         return {
             **{name: result[name] for name in ("identity", "N", "D")},
             "teacher": None if self.teacher is None else self.teacher.name,
+            "ensemble": [str(path) for path in self.request.others],
             "scores": {name: self._scored(name, text) for name, text in self._texts()},
             "questions": {name: self._answered(name, asked) for name, asked in questions.items()},
             "harness": self._harness() if self.request.harness else {},
@@ -205,8 +212,8 @@ class _Subject:
         from jaxdistill.evals import harness
 
         def generator(sampling: Sampling | None, max_tokens: int) -> Callable[..., Any]:
-            made = make_generate(self.run.model, sampling, (self.tokenizer.eos_id,), max_tokens)
-            return functools.partial(self._precise(jax.jit(made)), self.run.params)
+            made = make_generate(self._model, sampling, (self.tokenizer.eos_id,), max_tokens)
+            return functools.partial(self._precise(jax.jit(made)), self._params)
 
         windows = self._windows("lm-eval")
         asked = harness.Model(self.tokenizer, self._likelihoods, generator=generator, **windows)

@@ -27,7 +27,7 @@ from jaxdistill.optim import AdamW
 from jaxdistill.parallel import rules
 from jaxdistill.parallel.mesh import Mesh
 from jaxdistill.parallel.placement import Disjoint
-from jaxdistill.start import START, Transplanted, Truncated
+from jaxdistill.start import START, LoRA, Transplanted, Truncated
 from jaxdistill.teacher import Across, Cached, Online
 
 
@@ -62,7 +62,7 @@ class Experiment:
     batch: int
     optim: AdamW = AdamW()
     teacher: Online | Across | Cached | None = None
-    start: Truncated | Transplanted | None = None
+    start: Truncated | Transplanted | LoRA | None = None
     controllers: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     combine: Combiner | None = dataclasses.field(default=None, metadata={"later": True})
     seed: int = 0
@@ -104,6 +104,8 @@ class Experiment:
                 f"objective.{wanted[0]} looks at the teacher itself, of which only targets cross between devices: "
                 "place it beside the student (teacher.placement=None)"
             )
+        if self.model.design.subwords is not None and self.start is None:
+            raise InputError("model.design.subwords are of another model: let start be Transplanted(..., subwords=...)")
         if self.start is not None and isinstance(self.start.run, Experiment):
             self.start.check(self.start.run.model, self.model)
         for table in (self.table, self.teacher_table):

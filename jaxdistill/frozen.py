@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxdistill import checkpoint, dims, rundir
 from jaxdistill import config as configs
-from jaxdistill.across import Marks
+from jaxdistill.across import Chunking, Marks
 from jaxdistill.align import Spelling, nearest, same
 from jaxdistill.cache.reader import Cache
 from jaxdistill.data import Dataset, Tokens, load_tokenizer, pairs, progress
@@ -18,12 +18,12 @@ from jaxdistill.data.tokenizers import Tokenizer
 from jaxdistill.errors import InputError
 from jaxdistill.experiment import Experiment
 from jaxdistill.head import Head
+from jaxdistill.models import adapters
 from jaxdistill.models.surgery.truncate import truncate_tree
 from jaxdistill.models.transformer import Transformer
-from jaxdistill.models.transplant.vocabulary import transplant
 from jaxdistill.parallel import rules
 from jaxdistill.program import Program, make_model
-from jaxdistill.start import Transplanted, Truncated
+from jaxdistill.start import LoRA, Start, Transplanted, Truncated, divide
 from jaxdistill.step import State
 from jaxdistill.teacher import TEACHER, Across, Cached
 
@@ -71,39 +71,78 @@ def load(
         )
     model = dataclasses.replace(make_model(experiment), dtype=jnp.dtype(dtype), remat=False)
     abstract = jax.eval_shape(model.init, jax.random.key(0))
-    narrow = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, model.dtype), abstract)
+    narrow = checkpoint.in_dtype(abstract, model.dtype)
     on_mesh = checkpoint.abstract_like(narrow, rules.shardings(abstract, mesh, table))
     checkpoints = directory / "checkpoints"
     return model, checkpoint.load_params(checkpoints, checkpoint.steps(checkpoints)[-1], on_mesh)
 
 
-def begin(
-    directory: Path, start: Truncated | Transplanted, experiment: Experiment, program: Program, tokenizer: Tokenizer
-) -> State:
-    """The state before the first step of an experiment that starts from a finished run, of which it holds copies.
+def starting(directory: Path, start: Start, experiment: Experiment, tokenizer: Tokenizer) -> dict[str, Any]:
+    """All parameters that an experiment starts with, fp32: those of a finished run in the shape of its own model.
 
-    Raises InputError where that run is of another shape or, unless it is transplanted, of another tokenizer, or has no
-    moments for this optimizer.
+    Raises InputError where that run is of another shape or, unless it is transplanted, of another tokenizer.
     """
     (mesh, _), table = experiment.meshes(), rules.named(experiment.table)
-    if isinstance(start, Transplanted):
-        model, whole = load(directory, "float32", None, mesh, table)
-        start.check(model.config, experiment.model)
-        plan = start.plan(load_tokenizer(directory / "tokenizer"), tokenizer, tied=model.config.tied)
-        return program.begin(transplant(model.config, whole, plan)[1])
-    model, whole = load(directory, "float32", tokenizer, mesh, table)
-    start.check(model.config, experiment.model)
-    state = program.begin(truncate_tree(whole, start.keep, model.config.num_layers))
-    if not start.moments:
+    kind = start.of if isinstance(start, LoRA) else start
+    transplanted = isinstance(kind, Transplanted)
+    model, whole = load(directory, "float32", None if transplanted else tokenizer, mesh, table)
+    kind.check(model.config, experiment.model)
+    if not transplanted:
+        return truncate_tree(whole, kind.keep, model.config.num_layers)
+    return kind.params(model.config, whole, load_tokenizer(directory / "tokenizer"), tokenizer)
+
+
+def begin(directory: Path, start: Start, experiment: Experiment, program: Program, trained: dict[str, Any]) -> State:
+    """The state before the first step of an experiment that starts from a finished run, with its trained parameters.
+
+    Raises InputError where moments are asked for and that run has none for this optimizer.
+    """
+    state = program.begin(trained)
+    if not (isinstance(start, Truncated) and start.moments):
         return state
     source = rundir.read_config(directory)
     if not isinstance(source, Experiment) or type(source.optim) is not type(experiment.optim):
         raise InputError(f"start.moments is set, and {directory} has none of such an optimizer: unset it")
+    whole = jax.eval_shape(make_model(source).init, jax.random.key(0))
     abstract = jax.eval_shape(experiment.optim.transform().init, whole)
-    on_mesh = checkpoint.abstract_like(abstract, rules.shardings(abstract, mesh, table))
+    table = rules.named(experiment.table)
+    on_mesh = checkpoint.abstract_like(abstract, rules.shardings(abstract, experiment.meshes()[0], table))
     checkpoints = directory / "checkpoints"
     moments = checkpoint.load_parts(checkpoints, checkpoint.steps(checkpoints)[-1], {"opt": on_mesh})["opt"]
-    return dataclasses.replace(state, opt=truncate_tree(moments, start.keep, model.config.num_layers))
+    return dataclasses.replace(state, opt=truncate_tree(moments, start.keep, source.model.num_layers))
+
+
+def base_of(untrained: dict[str, Any], experiment: Experiment, teacher: Any = None) -> dict[str, Any]:
+    """The untrained parameters as a step takes them: in its dtype, on its mesh, the teacher's where they equal."""
+    dtype = jnp.dtype(experiment.dtype)
+    cast = jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, untrained)
+    layout = experiment.meshes()[0], rules.named(experiment.table)
+    placed = jax.device_put(cast, rules.shardings(cast, *layout))
+    return placed if teacher is None else shared(placed, teacher)
+
+
+def write_whole(directory: Path, source: Path, experiment: Experiment, tokenizer: Tokenizer, trained: Any) -> None:
+    """Leave the model of a run that trained a part of it as any other run leaves its own: the last of its checkpoints.
+
+    The parameters that were not trained are read again, for a step had them in its compute dtype.
+    """
+    start, key = experiment.start, jax.random.key(experiment.seed)
+    assert start is not None
+    _, base = divide(start, starting(source, start, experiment, tokenizer), key)
+    whole = adapters.fold(adapters.join(trained, base), start.scale if isinstance(start, LoRA) else 1.0)
+    checkpoint.save_params(directory / "checkpoints", experiment.steps, whole)
+
+
+def shared(params: dict[str, Any], other: Any) -> dict[str, Any]:
+    """The same parameters, in the arrays of another model where those are equal: what two models hold is held once."""
+    arrays = {path: x for path, _, x in dims.leaves(other)}
+
+    def choose(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
+        twin = arrays.get("/".join(dims.key_name(key) for key in path))
+        alike = twin is not None and (twin.shape, twin.dtype, twin.sharding) == (x.shape, x.dtype, x.sharding)
+        return twin if alike and bool(jnp.array_equal(twin, x)) else x
+
+    return jax.tree_util.tree_map_with_path(choose, params)
 
 
 def beside(
@@ -118,9 +157,13 @@ def beside(
     other = load_tokenizer(directory / "tokenizer")
     paired = pairs.pair(tokens, dataset, other, teacher.length, teacher.chunking.at, cache, quiet)
     tables = [(tokenizer.token_bytes.of_id, {"eos": tokenizer.eos_id}) for tokenizer in (dataset.tokenizer, other)]
-    student, own = (Spelling.of(*table) for table in tables)
-    match_V = _match(tables, teacher.match, quiet)
-    return dataclasses.replace(paired, held_out=dataset.held_out), (Marks.of(own), Marks.of(student, match_V))
+    student = dataclasses.replace(marks_of(dataset.tokenizer), match_V=_match(tables, teacher.match, quiet))
+    return dataclasses.replace(paired, held_out=dataset.held_out), (marks_of(other), student)
+
+
+def marks_of(tokenizer: Tokenizer) -> Marks:
+    """What a tokenizer's ids are; InputError where they have no bytes of their own."""
+    return Marks.of(Spelling.of(tokenizer.token_bytes.of_id, {"eos": tokenizer.eos_id}))
 
 
 def _match(tables: Any, match: str | None, quiet: bool) -> Any:
@@ -144,7 +187,7 @@ def output_layer(directory: Path, dtype: str, mesh: jax.sharding.Mesh, table: ru
     model = make_model(rundir.read_config(directory))
     abstract = jax.eval_shape(model.init, jax.random.key(0))
     needed = {name: abstract[name] for name in ("embed_VD" if model.config.tied else "head_VD",)}
-    narrow = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), needed)
+    narrow = checkpoint.in_dtype(needed, dtype)
     on_mesh = checkpoint.abstract_like(narrow, rules.shardings(needed, mesh, table))
     checkpoints = directory / "checkpoints"
     no_states: Any = None
@@ -162,7 +205,7 @@ def open_cache(directory: Path, teacher: Cached, experiment: Experiment, dataset
 
     `teacher` is the one of the experiment.
 
-    Raises InputError naming what differs: the tokenizer, the windows, or a teacher that was trained anew.
+    Raises InputError naming what differs: the tokenizer, the windows, the chunking, or a teacher that was trained anew.
     """
     manifest = rundir.read_result(directory)
     cache = Cache.open(directory, manifest, teacher.first)
@@ -171,6 +214,8 @@ def open_cache(directory: Path, teacher: Cached, experiment: Experiment, dataset
             f"the cache {directory} was made with another tokenizer ({manifest['about']}); its ids say nothing about "
             "this student's tokens"
         )
+    if isinstance(teacher.keep, Chunking):
+        _check_chunking(directory, manifest["keep"], teacher.keep)
     if isinstance(teacher.run, (str, Path)) and rundir.is_finished(Path(teacher.run)):
         now = rundir.read_result(Path(teacher.run))
         if now["identity"] not in (manifest["identity"], manifest["teacher"]["identity"]):
@@ -181,6 +226,16 @@ def open_cache(directory: Path, teacher: Cached, experiment: Experiment, dataset
     for step in (0, experiment.steps - 1):  # what a student would stumble upon is said before it starts
         cache.attach(dataset.batch(experiment.batch, experiment.seed, step))
     return cache
+
+
+def _check_chunking(directory: Path, held: dict[str, str], asked: Chunking) -> None:
+    """InputError where a student names a chunking and the cache has another one, or none."""
+    for name, wanted in configs.fields(asked, "keep."):
+        if held.get(name) != wanted:
+            raise InputError(
+                f"the cache {directory} was built with {name} = {held.get(name, 'nothing of the kind')}, and the "
+                f"experiment asks for {wanted}: ask for what it holds, or build another cache"
+            )
 
 
 def fingerprint(params: Any) -> str:

@@ -25,6 +25,8 @@ def texts(
     max_tokens: int,
     sampling: Sampling | None = None,
     *,
+    others: Sequence[str | Path] = (),
+    average: str = "probability",
     seed: int = 0,
     quiet: bool = False,
 ) -> list[dict[str, Any]]:
@@ -35,19 +37,22 @@ def texts(
       prompts: texts of at least one token.
       max_tokens: at most so many for each.
       sampling: how to draw; None takes the most probable token.
+      others: runs of the same tokenizer; with them the texts are those of all, as `ensemble.Ensemble` averages.
+      average: "probability" or "logit".
       seed: of the draws.
       quiet: no progress bar.
 
     Returns {"prompt", "text": with the prompt, "ids" and "logp": of what was added, "stopped": whether it ended} each.
 
-    Raises InputError where there is no such run or no prompt, or a prompt is empty.
+    Raises InputError where there is no such run or no prompt, a prompt is empty, or another run has other tokens.
     """
     if max_tokens < 1 or not prompts:
         raise InputError("there is nothing to do: give at least one prompt, and at least 1 token for each")
     run = analysis.load_run(directory, mesh=Mesh())
     tokenizer, devices = run.tokenizer, len(jax.devices())
-    made = jax.jit(make_generate(run.model, sampling, (tokenizer.eos_id,), max_tokens))
-    step = functools.partial(precision(run.experiment.dtype)(made), run.params)
+    model, params = analysis.with_others(run, others, average, Mesh())
+    made = jax.jit(make_generate(model, sampling, (tokenizer.eos_id,), max_tokens))
+    step = functools.partial(precision(run.experiment.dtype)(made), params)
     encoded = [tokenizer.encode(prompt) for prompt in prompts]
     size, track = -(-ROWS // devices) * devices, functools.partial(_track, quiet=quiet)
     found = generate(step, encoded, max_tokens=max_tokens, size=size, seed=seed, track=track)

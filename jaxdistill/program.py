@@ -18,6 +18,7 @@ from jaxdistill.losses.objective import Objective
 from jaxdistill.models.transformer import Transformer
 from jaxdistill.parallel import rules
 from jaxdistill.shard import Shard
+from jaxdistill.start import LoRA, divide
 from jaxdistill.step import NONE, State, make_eval, make_step, state_of
 from jaxdistill.teacher import Across, Online
 
@@ -30,9 +31,10 @@ class Program:
       step: (state, teacher_params, batch, rates, coef) -> (state, metrics); donates the state.
       evaluate: (params, teacher_params, batch) -> sums.
       init: key -> State, every array born where it belongs.
-      begin: params -> State, for parameters that are not random; donates them.
+      begin: trained params -> State, for parameters that are not random; donates them.
       abstract: the State as shapes with shardings.
       place: a host batch -> the global batch on the devices.
+      base: shapes of the parameters that are not trained, which teacher_params["base"] holds; empty for most runs.
     """
 
     step: Callable
@@ -41,6 +43,7 @@ class Program:
     begin: Callable
     abstract: State
     place: Callable
+    base: Mapping[str, Any]
 
 
 def build(
@@ -76,7 +79,8 @@ def build(
         return state_of(params | extras, experiment.optim, experiment.controllers, combined)
 
     def init(key):
-        return begin(model.init(key), key)
+        trained, _ = divide(experiment.start, model.init(key), key)
+        return begin(trained, key)
 
     abstract = jax.eval_shape(init, jax.random.key(0))
     shardings = rules.shardings(abstract, mesh, table)
@@ -113,6 +117,7 @@ def build(
         begin=jax.jit(begin, out_shardings=shardings, donate_argnums=0),
         abstract=checkpoint.abstract_like(abstract, shardings),
         place=place_on(mesh, table),
+        base=jax.eval_shape(lambda key: divide(experiment.start, model.init(key), key)[1], jax.random.key(0)),
     )
 
 
@@ -152,7 +157,9 @@ def make_model(
 ) -> Transformer:
     """The model of an experiment, in its compute dtype."""
     shard = Shard() if mesh is None else rules.constrain(mesh, table)
-    return Transformer(experiment.model, jnp.dtype(experiment.dtype), shard, experiment.remat)
+    model = Transformer(experiment.model, jnp.dtype(experiment.dtype), shard, experiment.remat)
+    start = getattr(experiment, "start", None)
+    return dataclasses.replace(model, adapter_scale=start.scale) if isinstance(start, LoRA) else model
 
 
 def precision(dtype: str) -> Callable[[Callable], Callable]:

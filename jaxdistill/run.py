@@ -28,9 +28,9 @@ from jaxdistill.int8 import MEASURED, to_int8
 from jaxdistill.parallel import rules
 from jaxdistill.program import Program, build
 from jaxdistill.scaling import flops
-from jaxdistill.start import START
+from jaxdistill.start import START, divide
 from jaxdistill.step import State
-from jaxdistill.teacher import CACHE, TEACHER, Across, Cached
+from jaxdistill.teacher import BASE, CACHE, TEACHER, Across, Cached
 
 
 class Interrupted(Exception):
@@ -86,6 +86,8 @@ def _train(experiment: Experiment, directory: Path, cache: Path | None, quiet: b
     if isinstance(experiment.teacher, Cached):
         kept = frozen.open_cache(sources.pop(CACHE), experiment.teacher, experiment, dataset)
     tokenizer, marks = dataset.tokenizer, None
+    if kept is not None and kept.holds_chunks:
+        marks = (None, frozen.marks_of(dataset.tokenizer))
     if isinstance(experiment.teacher, Across):
         dataset, marks = frozen.beside(sources[TEACHER], experiment.teacher, experiment.data, dataset, cache, quiet)
         tokenizer = None
@@ -101,19 +103,29 @@ def _train(experiment: Experiment, directory: Path, cache: Path | None, quiet: b
     if kept is not None and kept.needs_head:
         layout = mesh, rules.named(experiment.table)
         teacher_params[TEACHER] = frozen.output_layer(frozen.teacher_of(kept.directory), experiment.dtype, *layout)
-    checkpoints = checkpoint.Checkpoints(directory / "checkpoints", configs.identity(experiment))
+    where = directory / (rundir.PARTS if program.base else rundir.CHECKPOINTS)
+    checkpoints = checkpoint.Checkpoints(where, configs.identity(experiment))
     with contextlib.closing(checkpoints):
+        trained = None
+        if start is not None and (program.base or checkpoints.latest() is None):
+            trained, untrained = _parts(experiment, start, dataset.tokenizer)
+            teacher_params |= {BASE: frozen.base_of(untrained, experiment, teacher_params.get(TEACHER))}
         if checkpoints.latest() is None:
-            state, seconds = _begin(experiment, program, start, dataset.tokenizer), 0.0
+            state, seconds = _begin(experiment, program, start, trained), 0.0
         else:
             state, numbers = checkpoints.restore(program.abstract)
             seconds = numbers["seconds"]
         trainer = Trainer(experiment, directory, program, dataset, teacher_params, kept, apart, checkpoints, seconds)
         scores = trainer.train(state, quiet)
         checkpoints.wait()
+        if program.base and start is not None:
+            last, _ = checkpoints.restore(program.abstract)
+            frozen.write_whole(directory, start, experiment, dataset.tokenizer, last.params)
     result = _result(experiment, dataset, scores, trainer.seconds())
     if start is not None:
         result["start"] = start.name
+    if program.base:
+        result["N_trained"] = sum(math.prod(x.shape) for x in jax.tree.leaves(program.abstract.params))
     if TEACHER in sources:
         result |= frozen.facts(sources[TEACHER]) | narrowed
     elif kept is not None:
@@ -131,11 +143,18 @@ def _narrow(experiment: Experiment, loaded: dict[str, Any], dataset: data.Datase
     return {"teacher_int8": facts}
 
 
-def _begin(experiment: Experiment, program: Program, source: Path | None, tokenizer: data.Tokenizer) -> State:
-    """The state before the first step, random or taken from a finished run."""
-    if experiment.start is None or source is None:
+def _parts(experiment: Experiment, source: Path, tokenizer: data.Tokenizer) -> tuple[dict, dict]:
+    """The parameters to be trained and those that stay, of the run that this one starts from."""
+    assert experiment.start is not None
+    whole = frozen.starting(source, experiment.start, experiment, tokenizer)
+    return divide(experiment.start, whole, jax.random.key(experiment.seed))
+
+
+def _begin(experiment: Experiment, program: Program, source: Path | None, trained: dict | None) -> State:
+    """The state before the first step, random or with parameters of the finished run that this one starts from."""
+    if experiment.start is None or source is None or trained is None:
         return program.init(jax.random.key(experiment.seed))
-    return frozen.begin(source, experiment.start, experiment, program, tokenizer)
+    return frozen.begin(source, experiment.start, experiment, program, trained)
 
 
 def check_vocabulary(experiment: Experiment, dataset: data.Dataset) -> None:

@@ -6,6 +6,7 @@ env.json         versions, devices, git commit of every start
 tokenizer/       the tokenizer the run was trained with
 metrics.jsonl    a line a logged step; also tensorboard/
 checkpoints/     Orbax
+trained/         the checkpoints of a run that trains a part of its model; the whole is in checkpoints/ at its end
 result.json      written last and atomically: its presence means finished
 """
 
@@ -27,6 +28,7 @@ from jaxdistill.errors import InputError
 from jaxdistill.experiment import load_module
 
 CONFIG, RESULT, METRICS, EXPERIMENT = "config.txt", "result.json", "metrics.jsonl", "experiment.py"
+CHECKPOINTS, PARTS = "checkpoints", "trained"
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

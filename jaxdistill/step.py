@@ -27,7 +27,8 @@ from jaxdistill.losses.combiners import Combiner
 from jaxdistill.losses.dual_space import Side
 from jaxdistill.losses.linear_heads import Sharding, token_weights, weighted_sum
 from jaxdistill.losses.objective import EXTRAS, Kinds, Objective
-from jaxdistill.teacher import make_target, token_index
+from jaxdistill.models.adapters import join
+from jaxdistill.teacher import BASE, make_target, token_index
 
 COMBINED = "combine"  # where the state of a combiner lies among those of controllers
 NONE: Mapping[str, Any] = types.MappingProxyType({})
@@ -97,7 +98,8 @@ def make_step(
       optimizer: gives `transform` and `apply`, as `optim.AdamW` does.
       objective: terms by name; `coef` of the step has a number for each, and "steps", the length of the run, where
         there are controllers.
-      teachers: frozen models by name, "teacher" among them, or none; `teacher_params` has the same names.
+      teachers: frozen models by name, "teacher" among them, or none; `teacher_params` has the same names, and "base"
+        for those parameters of the student that are not trained, where there are any.
       keep: what of the teacher's distribution becomes the target, as `teacher.Online.keep`.
       across: of a teacher with a tokenizer of its own, as `make_target` takes it.
       marks: of the student's ids, where chunks are compared.
@@ -117,8 +119,8 @@ def make_step(
     transform = optimizer.transform()
     target_of = make_target(teachers, keep, teacher_sharding or sharding, teacher_layers, across)
 
-    def loss(params, targets, batch, knobs):
-        target, further = targets
+    def loss(params, base, targets, batch, knobs):
+        params, (target, further) = join(params, base), targets
         h_BLD, kept = model.hidden(params, batch.tokens_BL, batch.segment_BL, batch.position_BL, keep=layers)
         head, weight_BL = model.head(params, h_BLD), batch.weight_BL
         knobs = knobs | {name: x_BL for name, x_BL in batch.signals.items() if name.endswith("_BL")}
@@ -139,13 +141,13 @@ def make_step(
         return totals, reduce.sums(values, weight_BL)
 
     def step(state: State, teacher_params: Any, batch: Any, rates: dict, coef: dict) -> tuple[State, dict[str, Array]]:
-        key = step_key(seed, state.step)
+        key, base = step_key(seed, state.step), teacher_params.get(BASE, {})
         knobs = coef | {name: controller.value(state.control[name]) for name, controller in controllers.items()}
 
         def add(carry, part):
             (grads, totals), (batch, index_BL) = carry, part
             targets = target_of(teacher_params, batch, key, index_BL)
-            own, pull_back, sums = jax.vjp(lambda p: loss(p, targets, batch, knobs), state.params, has_aux=True)
+            own, pull_back, sums = jax.vjp(lambda p: loss(p, base, targets, batch, knobs), state.params, has_aux=True)
             units = {part: {other: jnp.float32(other == part) for other in parts} for part in parts}
             more = {part: pull_back(unit)[0] for part, unit in units.items()}
             return (jax.tree.map(jnp.add, grads, more), reduce.add(totals, sums | {"loss": sum(own.values())})), None
@@ -203,6 +205,7 @@ def make_eval(
     target_of, coef = make_target(teachers), dict.fromkeys(objective.names, 1.0)
 
     def evaluate(params: Any, teacher_params: Any, batch: Any) -> dict[str, Array]:
+        params = join(params, teacher_params.get(BASE, {}))
         h_BLD, _ = model.hidden(params, batch.tokens_BL, batch.segment_BL, batch.position_BL)
         target, _ = target_of(teacher_params, batch, jax.random.key(0), token_index(batch))
         head, weight_BL = model.head(params, h_BLD), batch.weight_BL

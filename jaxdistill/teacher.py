@@ -25,6 +25,7 @@ from jaxdistill.parallel.rules import Table
 __all__ = ["Across", "Cached", "Disjoint", "Draws", "Online", "Top", "make_target", "token_index"]
 
 TEACHER = "teacher"  # its name among the frozen models of a run; references have names of their own
+BASE = "base"  # the parameters of the student that are not trained, among those of the frozen models
 CACHE = "cache"  # the role of a directory of targets
 
 
@@ -52,8 +53,8 @@ class Online:
 
     def __post_init__(self):
         _check_quantised(self.quantised)
-        if TEACHER in self.references:
-            raise InputError(f"a reference cannot be called {TEACHER!r}: choose another name in teacher.references")
+        if taken := {TEACHER, BASE} & set(self.references):
+            raise InputError(f"a reference cannot be called {min(taken)!r}: choose another name in teacher.references")
         if self.keep is not None and self.references:
             raise InputError("references compare whole distributions: leave teacher.keep away, or the references")
         if self.placement is not None and self.keep is None:
@@ -125,7 +126,7 @@ class Cached:
       run: the Experiment that trains the teacher, or the directory of a finished run or of a finished cache. With a
         cache, what it holds is fixed, and the fields that say how to build one are not read.
       keep: what is kept of the teacher's distribution; with `LastStates` all of it, for which a student also needs the
-        teacher's output layer.
+        teacher's output layer; with a `Chunking` what a teacher with another tokenizer says of chunks, as `Across`.
       windows: how many windows to keep, the first of the student's order; None for all. A student that sees less than
         an epoch does not need all: steps * batch are enough.
       seed: of the random entries.
@@ -135,7 +136,7 @@ class Cached:
     """
 
     run: Any
-    keep: Sampler | LastStates = Draws(50)
+    keep: Sampler | LastStates | Chunking = Draws(50)
     windows: int | None = None
     seed: int = 0
     resolution: float = 1 / 64

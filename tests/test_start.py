@@ -35,7 +35,8 @@ def source(tiny, tmp_path_factory):
 
 def first_state(experiment, directory):
     tokenizer = data.prepare(experiment.data, None, True).tokenizer
-    return frozen.begin(directory, experiment.start, experiment, build(experiment), tokenizer)
+    whole = frozen.starting(directory, experiment.start, experiment, tokenizer)
+    return frozen.begin(directory, experiment.start, experiment, build(experiment), whole)
 
 
 def kept(layers, keep=(0, 2, 3)):

@@ -5,113 +5,33 @@ front of its columns and zeros behind, which cost nothing once compressed; `numb
 Ids ascend where their order says nothing and values fall where it does, so differences between neighbours are small,
 and small integers lose their empty bytes and bits to the compressor of `store`. Nothing is limited but int32.
 
-    Counts    random draws with replacement: how often each id came. Exact.
-    Levels    ids in the order of their value, and values on a grid of logarithms. A probability is rounded to the
-              nearest level; a random weight goes to either neighbour with the odds that keep its expectation.
-    Hidden    no ids, but the last hidden states in eight bits, from which an output layer makes all of them (`states`).
+    Counts       random draws with replacement: how often each id came. Exact.
+    Levels       ids in the order of their value, and values on a grid of logarithms. A probability is rounded to the
+                 nearest level; a random weight goes to either neighbour with the odds that keep its expectation.
+    Hidden       no ids, but the last hidden states in eight bits; an output layer makes all of them (`states`).
+    ChunkLevels  no ids either, but which tokens are a chunk, and what a chunk is worth (`chunks`).
 """
 
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxdistill.across import Chunking
 from jaxdistill.cache import states
+from jaxdistill.cache.chunks import TOP_LEVEL, ChunkLevels
+from jaxdistill.cache.columns import Column, Ragged, differences, unsigned
 from jaxdistill.cache.samplers import Draws, Top, TopP
 from jaxdistill.head import MASKED
 from jaxdistill.losses.targets import NO_ID, Sampled, TopK
 
 LARGEST = 16.0  # log of the largest weight that has a level
-TOP_LEVEL = 2**16 - 1
-
-
-class Column(NamedTuple):
-    """An array of the store with one row a window: its dtype and the numbers in a row."""
-
-    dtype: str
-    width: int
-
-
-def unsigned(largest: int) -> str:
-    """The narrowest unsigned integer that reaches this number."""
-    return next(dtype for dtype in ("uint8", "uint16", "uint32") if largest <= np.iinfo(dtype).max)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Rows of tokens with different numbers of entries
-
-
-def differences(x_BLS: Array) -> Array:
-    """Of neighbours among the entries of a token; the first stays as it is."""
-    return jnp.diff(x_BLS, axis=-1, prepend=jnp.zeros_like(x_BLS[..., :1]))
-
-
-def flatten(x_BLS: np.ndarray, number_BL: np.ndarray, column: Column) -> np.ndarray:
-    """The first `number` entries of every token, moved to the front of each row of a column, [B, width]."""
-    held_BLS = np.arange(x_BLS.shape[-1]) < number_BL[..., None]
-    held = np.arange(column.width) < number_BL.sum(axis=-1)[:, None]
-    flat = np.zeros(held.shape, column.dtype)
-    flat[held] = x_BLS[held_BLS]
-    return flat
-
-
-class Ragged:
-    """Where the entries of B rows of tokens are: turns flat columns into [B, L, S].
-
-    S is `entries`, or the most that a token of these holds.
-    """
-
-    def __init__(self, number_BL: np.ndarray, capacity: int, entries: int | None = None):
-        self._number = number_BL.ravel()
-        self._held = np.arange(capacity) < number_BL.sum(axis=-1)[:, None]
-        self.entries = int(number_BL.max(initial=0)) if entries is None else entries
-        self._shape = (*number_BL.shape, self.entries)
-        self._held_BLS = np.arange(self.entries) < number_BL[..., None]
-        self._even = bool((number_BL == self.entries).all())
-
-    def take(self, flat: np.ndarray) -> np.ndarray:
-        """The entries of all tokens one after another, [entries]."""
-        return flat[self._held]
-
-    def sums(self, entries: np.ndarray) -> np.ndarray:
-        """Undo `differences`: the running sum within every token, uint32 [entries]."""
-        if self._even:
-            return np.cumsum(entries.reshape(-1, self.entries), axis=-1, dtype=np.uint32).ravel()
-        total = np.cumsum(entries, dtype=np.uint32)  # wraps, and so does what is taken off again
-        first = np.cumsum(self._number) - self._number
-        total -= np.repeat(total[first] - entries[first], self._number)
-        return total
-
-    def spread(self, entries: np.ndarray, fill: Any, dtype: Any) -> Any:
-        """[entries] -> [B, L, S], with `fill` where a token holds nothing."""
-        if self._even:
-            return entries.astype(dtype).reshape(self._shape)
-        out = np.full(self._shape, fill, dtype)
-        out[self._held_BLS] = entries
-        return out
-
-
-def to_columns(packed: Mapping[str, Any], columns: Mapping[str, Column]) -> dict[str, np.ndarray]:
-    """What `pack` gave for B rows, as their columns on the host: per-token arrays as they are, entries flattened."""
-    arrays = {name.rpartition("_")[0]: (name, np.asarray(x)) for name, x in packed.items()}
-    return {
-        stem: flatten(x, arrays["number"][1], columns[stem]) if name.endswith("_BLS") else _rows(x, columns[stem])
-        for stem, (name, x) in arrays.items()
-    }
-
-
-def _rows(x: np.ndarray, column: Column) -> np.ndarray:
-    """As rows in the dtype of a column; a logarithm of nothing becomes the lowest number that has a place there."""
-    lowest = np.finfo(column.dtype).min if np.dtype(column.dtype).kind == "f" else np.iinfo(column.dtype).min
-    return np.maximum(x, lowest).astype(column.dtype).reshape(len(x), column.width)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Layouts
+SCALARS = ("teacher_cross_entropy", "teacher_entropy", "teacher_lse")
+"""What is kept of every token beside its entries, in nats: -log p(label), -sum p log p, and the logits' normaliser."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +47,7 @@ class Counts:
     length: int
     rounds: int
 
-    extra = ()
+    extra, scalars = (), SCALARS
 
     @property
     def columns(self) -> dict[str, Column]:
@@ -168,6 +88,8 @@ class Levels:
     entries: int
     resolution: float
     sampled: bool
+
+    scalars = SCALARS
 
     @property
     def extra(self) -> tuple[str, ...]:
@@ -249,7 +171,7 @@ class Hidden:
     length: int
     width: int
 
-    extra = ()
+    extra, scalars = (), SCALARS
 
     @property
     def columns(self) -> dict[str, Column]:
@@ -264,12 +186,14 @@ class Hidden:
         return states.states(rows, label_BL, self.width)
 
 
-Layout = Counts | Levels | Hidden
-KINDS = {"counts": Counts, "levels": Levels, "hidden": Hidden}
+Layout = Counts | Levels | Hidden | ChunkLevels
+KINDS = {"counts": Counts, "levels": Levels, "hidden": Hidden, "chunks": ChunkLevels}
 
 
 def layout(keep: Any, vocab_size: int, length: int, resolution: float) -> Layout:
     """How the targets of a sampler are stored."""
+    if isinstance(keep, Chunking):
+        return ChunkLevels(length, resolution, keep.debias)
     if isinstance(keep, states.LastStates):
         return Hidden(vocab_size, length, keep.width)
     if isinstance(keep, Draws) and keep.exponent == 1:

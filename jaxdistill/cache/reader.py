@@ -9,7 +9,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from jaxdistill.cache.codec import Column, Hidden, Layout, Levels, layout_of
+from jaxdistill.cache.chunks import ChunkLevels
+from jaxdistill.cache.codec import Hidden, Layout, Levels, layout_of
+from jaxdistill.cache.columns import Column
 from jaxdistill.cache.states import States
 from jaxdistill.cache.store import Store
 from jaxdistill.data import Batch
@@ -18,16 +20,18 @@ from jaxdistill.losses.cross_entropy import CrossEntropy
 from jaxdistill.losses.forward_kl import ForwardKL
 from jaxdistill.losses.objective import Objective, Term
 from jaxdistill.losses.sampled import SampledCrossEntropy
-from jaxdistill.losses.targets import Sampled, TopK
+from jaxdistill.losses.targets import Chunked, Sampled, TopK
 from jaxdistill.losses.top_k import TopKDivergence
 
 VERSION = 1
-SCALARS = ("teacher_cross_entropy", "teacher_entropy", "teacher_lse")
-"""What is kept of every token beside its entries, in nats: -log p(label), -sum p log p, and the logits' normaliser."""
 
 
 def content_keys(batch: Batch) -> np.ndarray:
-    """128 bits of every row that depend on all that a teacher sees of it, uint64 [B, 2]."""
+    """128 bits of every row that depend on all that a teacher sees of it, uint64 [B, 2].
+
+    One with another tokenizer may cut the text of equal rows otherwise, as what stands around them decides: any of
+    these is a target for all of them.
+    """
     rows = zip(np.asarray(batch.tokens_BL, "<i4"), np.asarray(batch.segment_BL, "<i4"), strict=True)
     digests = [
         hashlib.blake2b(tokens.tobytes() + segment.tobytes(), digest_size=16).digest() for tokens, segment in rows
@@ -49,8 +53,12 @@ def distance(known: Literal["whole", "ranked", "sampled"] | None) -> Objective:
     return Objective.of({"cross_entropy": Term(CrossEntropy())} | (terms[known] if known else {}))
 
 
-def columns_of(layout: Layout, scalars: Sequence[str] = SCALARS) -> dict[str, Column]:
-    """The columns of a cache: those of its layout, what is kept of every token beside them, and the windows' keys."""
+def columns_of(layout: Layout, scalars: Sequence[str] | None = None) -> dict[str, Column]:
+    """The columns of a cache: those of its layout, what is kept of every token beside them, and the windows' keys.
+
+    `scalars` are by default all that the layout has.
+    """
+    scalars = layout.scalars if scalars is None else scalars
     of_token = {name: Column("float16", layout.length) for name in (*scalars, *layout.extra)}
     return {**layout.columns, **of_token, "key": Column("uint64", 2)}
 
@@ -86,8 +94,10 @@ class Cache:
 
     @property
     def scalars(self) -> tuple[str, ...]:
-        """Which of SCALARS it holds: all, unless it was made of another system's cache, which does not tell them."""
-        return tuple(self.manifest.get("scalars", SCALARS))
+        """Which of `codec.SCALARS` it holds: none, if it was made of another system's cache, which does not tell them,
+        or of a teacher with another tokenizer.
+        """
+        return tuple(self.manifest.get("scalars", self.layout.scalars))
 
     @functools.cached_property
     def store(self) -> Store:
@@ -111,6 +121,11 @@ class Cache:
     def needs_head(self) -> bool:
         """Whether its targets are hidden states, which the teacher's output layer makes a distribution of."""
         return isinstance(self.layout, Hidden)
+
+    @property
+    def holds_chunks(self) -> bool:
+        """Whether its targets are what a teacher with another tokenizer says of chunks."""
+        return isinstance(self.layout, ChunkLevels)
 
     @property
     def holds_validation(self) -> bool:
@@ -153,7 +168,7 @@ class Cache:
         signals = {f"{name}_BL": read[name].astype(np.float32) for name in self.scalars}
         return dataclasses.replace(batch, target=target, signals={**batch.signals, **signals})
 
-    def target(self, rows: Mapping[str, np.ndarray], label_BL: Any) -> TopK | Sampled | States:
+    def target(self, rows: Mapping[str, np.ndarray], label_BL: Any) -> TopK | Sampled | States | Chunked:
         """The targets in the columns of some rows, cut to the first entries where that was asked."""
         # as wide for every batch, or each would be compiled anew
         target: Any = self.layout.target(rows, label_BL, self.manifest["entries"])

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from jaxdistill.across import Chunking
 from jaxdistill.cache.samplers import Sampler
 from jaxdistill.cache.states import LastStates
 from jaxdistill.data import Sequences, Tokens
@@ -18,8 +19,8 @@ class Recipe:
 
     Attributes:
       teacher: the Experiment that trains it, or the directory of a finished run.
-      data: the tokens; the targets of their validation windows are kept as well.
-      keep: what is kept of the teacher's distribution.
+      data: the student's tokens; the targets of their validation windows are kept as well, except of chunks.
+      keep: what is kept of the teacher's distribution; a Chunking for what one with another tokenizer says of chunks.
       windows: the first so many windows of the order of `order`, or all.
       order: the seed of the students' order, where not all windows are kept.
       seed: of the random entries.
@@ -30,7 +31,7 @@ class Recipe:
 
     teacher: Any
     data: Tokens
-    keep: Sampler | LastStates
+    keep: Sampler | LastStates | Chunking
     windows: int | None = None
     order: int = 0
     seed: int = 0

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxdistill.cache.codec import Column
+from jaxdistill.cache.columns import Column
 from jaxdistill.data.storage import file_hash, write_file
 from jaxdistill.errors import InputError
 

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from jaxdistill import config as configs
 from jaxdistill import rundir
-from jaxdistill.cache import codec
+from jaxdistill.cache.columns import to_columns
 from jaxdistill.cache.foreign import Sequence, distillkit, megatron
 from jaxdistill.cache.reader import columns_of, content_keys
 from jaxdistill.cache.recipe import Adopted, Format, Recipe
@@ -206,4 +206,4 @@ def _columns(planned: Plan, windows: Padded, piece: np.ndarray, entries: list[En
         id_BLS[row, : len(id_LS)], logp_BLS[row, : len(id_LS)] = id_LS, logp_LS
     target = TopK.of(batch.label_BL, id_BLS, logp_BLS)
     packed = layout.pack(target, None) | {"logtail_BL": target.logtail_BL}
-    return codec.to_columns(packed, planned.store.columns) | {"key": content_keys(batch)}
+    return to_columns(packed, planned.store.columns) | {"key": content_keys(batch)}

@@ -25,7 +25,7 @@ from jaxdistill.apart import ahead
 from jaxdistill.cache import codec
 from jaxdistill.cache.reader import VERSION
 from jaxdistill.cache.recipe import Recipe
-from jaxdistill.caching.forward import Teacher
+from jaxdistill.caching.forward import Teacher, prepare
 from jaxdistill.caching.plan import Plan, plan
 from jaxdistill.data.storage import content_key
 from jaxdistill.errors import InputError
@@ -74,7 +74,7 @@ def _build(
     recipe: Recipe, directory: Path, part: tuple[int, int], batch: int | None, cache: Path | None, quiet: bool
 ) -> None:
     source = frozen.find(recipe.sources, directory)["teacher"]
-    dataset = data.prepare(recipe.data, cache, quiet)
+    dataset, marks = prepare(recipe, source, cache, quiet)
     planned = plan(recipe, dataset, directory)
     store = planned.store
     own = [shard for shard in store.shards if shard % part[1] == part[0]]
@@ -84,7 +84,7 @@ def _build(
         rundir.write_json(directory / "env.json", rundir.environment())
         dataset.tokenizer.save(directory / "tokenizer")
         local = None if part[1] == 1 else jax.local_devices()
-        teacher = Teacher(recipe, dataset, planned.layout, source, batch, local)
+        teacher = Teacher(recipe, dataset, planned.layout, source, batch, local, marks)
         _begin(directory, planned, dataset, _teacher_facts(source, teacher.params))
         _announce(planned, todo, teacher, directory, quiet)
         _write_shards(planned, todo, teacher, quiet)

@@ -8,7 +8,8 @@ import numpy as np
 
 from jaxdistill import data, rundir
 from jaxdistill.cache import codec
-from jaxdistill.cache.reader import SCALARS, Cache
+from jaxdistill.cache.columns import to_columns
+from jaxdistill.cache.reader import Cache
 from jaxdistill.cache.recipe import Recipe
 from jaxdistill.cache.samplers import Top
 from jaxdistill.caching.build import PLAN, manifest, most
@@ -79,7 +80,7 @@ def _columns(kept: Cache, layout: codec.Layout, rows: np.ndarray) -> dict[str, n
         return read
     target: Any = kept.target(read, np.zeros((len(rows), layout.length), np.int32))
     packed = layout.pack(target, np.zeros((len(rows), layout.length), np.float32))
-    columns = codec.to_columns(
+    columns = to_columns(
         packed | {"logtail_BL": target.logtail_BL}, {**layout.columns, "logtail": kept.store.columns["logtail"]}
     )
-    return {name: read[name] for name in (*SCALARS, "key")} | columns
+    return {name: read[name] for name in (*kept.scalars, "key")} | columns

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxdistill.across import Chunking
 from jaxdistill.cache import codec
 from jaxdistill.cache.reader import columns_of
 from jaxdistill.cache.recipe import Recipe
@@ -41,10 +42,8 @@ class Plan:
 def plan(recipe: Recipe, dataset: Dataset, directory: Path) -> Plan:
     """The plan of a cache over prepared data."""
     every = dataset.num_windows if recipe.windows is None else recipe.windows
-    windows = {
-        "train": dataset.first_windows(every, recipe.order),
-        "validation": dataset.validation_windows,
-    }
+    validation = dataset.validation_windows[: 0 if isinstance(recipe.keep, Chunking) else None]  # nothing reads them
+    windows = {"train": dataset.first_windows(every, recipe.order), "validation": validation}
     rows = sum(map(len, windows.values()))
     layout = codec.layout(recipe.keep, dataset.vocab_size, recipe.data.length, recipe.resolution)
     tokens = min(max(rows * recipe.data.length // 256, SHARD_TOKENS[0]), SHARD_TOKENS[1])

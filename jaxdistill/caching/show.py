@@ -1,6 +1,7 @@
 """A cache in words: what it holds and what each part of it takes."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -14,10 +15,16 @@ SAMPLE = 64  # windows whose entries are counted
 
 
 def averages(directory: Path) -> dict[str, float]:
-    """What a finished cache takes for a token: "entries" on average, of a sample of windows, and "bytes" on disk."""
+    """What a finished cache takes for a token: "entries" on average, of a sample of windows, and "bytes" on disk.
+
+    The entries of a teacher with another tokenizer are chunks.
+    """
     manifest = rundir.read_result(directory)
-    store = Cache.open(directory, manifest).store
-    number = store.read(_sample(store.rows), ["number"])["number"] if "number" in store.columns else np.zeros(1)
+    cache = Cache.open(directory, manifest)
+    store, sample = cache.store, _sample(cache.store.rows)
+    number = store.read(sample, ["number"])["number"] if "number" in store.columns else np.zeros(1)
+    if cache.holds_chunks:
+        number = store.read(sample, ["level"])["level"] > 0
     return {"entries": float(number.mean()), "bytes": manifest["bytes_per_token"]}
 
 
@@ -25,17 +32,33 @@ def _sample(rows: int) -> np.ndarray:
     return np.unique(np.linspace(0, rows - 1, SAMPLE).astype(int))
 
 
+def _number(averages: dict[str, float], manifest: dict[str, Any]) -> str:
+    most = f", {manifest['entries']} at most" if manifest["entries"] else ""
+    return f"{averages['entries']:.2g} on average{most}"
+
+
 def _of_teacher(cache: Cache) -> dict[str, str]:
-    if not cache.scalars:
+    if "adopted" in cache.manifest:
         return {"teacher": "unknown, of {format} in {from}".format(**cache.manifest["adopted"])}
-    teacher, names = cache.manifest["teacher"], ["teacher_cross_entropy", "teacher_entropy"]
-    nats = {name: x.mean(dtype=float) for name, x in cache.store.read(_sample(cache.store.rows), names).items()}
+    teacher = cache.manifest["teacher"]
     name, size = teacher["facts"]["teacher"], teacher["facts"]["N_T"]
-    return {
-        "teacher": f"{name}, {size:,} parameters, identity {teacher['identity']}",
+    said = {"teacher": f"{name}, {size:,} parameters, identity {teacher['identity']}"}
+    if not cache.scalars:
+        return said | {"teacher's loss": f"{_nats_of_chunks(cache):.3f} nats a token in chunks"}
+    names = ["teacher_cross_entropy", "teacher_entropy"]
+    nats = {name: x.mean(dtype=float) for name, x in cache.store.read(_sample(cache.store.rows), names).items()}
+    return said | {
         "teacher's loss": f"{nats['teacher_cross_entropy']:.3f} nats a token",
         "teacher's entropy": f"{nats['teacher_entropy']:.3f} nats a token",
     }
+
+
+def _nats_of_chunks(cache: Cache) -> float:
+    """What a token of the student costs the teacher on average, of those whose chunks count."""
+    rows = cache.store.read(_sample(cache.store.rows), ["step", "level"])
+    said: Any = cache.layout.target(rows, None)
+    counts_BL = np.take_along_axis(said.is_real_BC, np.maximum(said.chunk_BL, 0), 1) & (said.chunk_BL >= 0)
+    return float(-said.logp_BC.sum(dtype=float) / counts_BL.sum())
 
 
 def show(directory: Path, console: Console) -> None:
@@ -50,7 +73,7 @@ def show(directory: Path, console: Console) -> None:
         "windows": ", ".join(f"{number:,} {split}" for split, number in manifest["windows"].items()),
         "over": manifest["about"],
         "tokens": f"{tokens:,} in {len(cache.store.shards)} shards",
-        "entries a token": f"{averages(directory)['entries']:.1f} on average, {manifest['entries']} at most",
+        f"{'chunks' if cache.holds_chunks else 'entries'} a token": _number(averages(directory), manifest),
         **_of_teacher(cache),
     }
     table = Table.grid(padding=(0, 2))

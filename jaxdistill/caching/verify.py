@@ -5,14 +5,15 @@ from typing import Any
 
 import numpy as np
 
-from jaxdistill import data, frozen, rundir
-from jaxdistill.cache.reader import SCALARS, Cache
+from jaxdistill import frozen, rundir
+from jaxdistill.cache.chunks import agreement
+from jaxdistill.cache.reader import Cache
 from jaxdistill.cache.states import States
-from jaxdistill.caching.forward import Teacher
+from jaxdistill.caching.forward import Teacher, prepare
 from jaxdistill.caching.plan import plan
 from jaxdistill.data.progress import status
 from jaxdistill.errors import InputError
-from jaxdistill.losses.targets import TopK
+from jaxdistill.losses.targets import Chunked, TopK
 
 LEAST_OVERLAP = 0.98  # rounding moves a draw or a rank now and then; another teacher moves most
 
@@ -48,9 +49,9 @@ def verify(
 def _score_again(kept: Cache, windows: int, cache: Path | None, quiet: bool) -> dict[str, float]:
     recipe = rundir.read_config(kept.directory)
     source = frozen.find(recipe.sources, kept.directory)["teacher"]
-    dataset = data.prepare(recipe.data, cache, quiet)
+    dataset, marks = prepare(recipe, source, cache, quiet)
     planned = plan(recipe, dataset, kept.directory)
-    teacher = Teacher(recipe, dataset, planned.layout, source)
+    teacher = Teacher(recipe, dataset, planned.layout, source, marks=marks)
     weights = frozen.fingerprint(teacher.params)
     if weights != kept.manifest["teacher"]["weights"]:
         raise InputError(
@@ -70,9 +71,8 @@ def _score_again(kept: Cache, windows: int, cache: Path | None, quiet: bool) -> 
             )
         label_BL = np.zeros((1, recipe.data.length), np.int32)
         overlaps.append(overlap(*(planned.layout.target(columns, label_BL) for columns in (stored, spoken))))
-        furthest = max(
-            furthest, *(float(np.abs(stored[n].astype(float) - spoken[n].astype(float)).max()) for n in SCALARS)
-        )
+        differences = (np.abs(stored[name].astype(float) - spoken[name]).max() for name in kept.scalars)
+        furthest = max([furthest, *map(float, differences)])
     found = {"windows": len(rows), "overlap": float(np.mean(overlaps)), "largest_difference": furthest}
     if found["overlap"] < LEAST_OVERLAP:
         raise InputError(
@@ -85,8 +85,11 @@ def _score_again(kept: Cache, windows: int, cache: Path | None, quiet: bool) -> 
 def overlap(a: Any, b: Any) -> float:
     """The mean over tokens of sum_v min(a_v, b_v) / sum_v a_v, for two targets of the same kind.
 
-    Of hidden states the share of numbers that are at most one step apart.
+    Of hidden states the share of numbers that are at most one step apart, and of chunks that of tokens whose chunks are
+    worth the same.
     """
+    if isinstance(a, Chunked):
+        return agreement(a, b)
     if isinstance(a, States):
         return float(np.mean(np.abs(a.state_BLC.astype(int) - b.state_BLC) <= 1))
     shares = []

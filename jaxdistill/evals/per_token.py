@@ -10,6 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
+from jaxdistill.ensemble import Heads, mean_logits
 from jaxdistill.head import Head
 from jaxdistill.losses.forward_kl import ForwardKL
 from jaxdistill.losses.linear_heads import Sharding
@@ -17,11 +18,12 @@ from jaxdistill.losses.linear_heads.divergence.api import alike
 from jaxdistill.losses.linear_heads.stream import streamed_sum
 from jaxdistill.losses.reverse_kl import ReverseKL
 from jaxdistill.losses.targets import NO_ID, Dense, Labels
+from jaxdistill.losses.transforms import Average
 from jaxdistill.losses.vocabulary import Vocabulary
 
 
 def per_token(
-    head: Head,
+    head: Head | Heads,
     label_BL: Array,
     teacher: Head | None = None,
     *,
@@ -31,7 +33,7 @@ def per_token(
     """{name: fp32 [B, L]} of a model, and with a teacher those of `between` and, as "teacher_...", the teacher's own.
 
     Args:
-      head: of the model.
+      head: of the model, or the heads of an ensemble.
       label_BL: int32, the token of the data.
       teacher: a head of the same vocabulary; it may differ in width and in padding.
       positions: positions of each sequence whose logits are held at a time; None takes the default of the platform.
@@ -41,16 +43,29 @@ def per_token(
     """
     target: Labels | Dense = Labels(label_BL)
     if teacher is not None:
-        target = Dense(label_BL, alike(head, teacher, pad=sharding.splits_vocabulary))
-    return streamed_sum(_OnChunk(), head, {"target": target}, positions=positions, sharding=sharding)[1]
+        own = head.first if isinstance(head, Heads) else head
+        target = Dense(label_BL, alike(own, teacher, pad=sharding.splits_vocabulary))
+    inputs: dict[str, Any] = {"target": target}
+    average = None
+    if isinstance(head, Heads):
+        average, others, head = head.average, head.others, head.first
+        inputs["others"] = {name: alike(head, own, pad=sharding.splits_vocabulary) for name, own in others.items()}
+    return streamed_sum(_OnChunk(average), head, inputs, positions=positions, sharding=sharding)[1]
 
 
 @dataclasses.dataclass(frozen=True)
 class _OnChunk:
-    """All numbers of a chunk, in the form that `streamed_sum` calls; there is no gradient to give."""
+    """All numbers of a chunk, in the form that `streamed_sum` calls; there is no gradient to give.
+
+    `average` is of an ensemble, whose first member's logits these are.
+    """
+
+    average: Average | None = None
 
     def __call__(self, z_BLV: Array, inputs: Any, vocabulary: Vocabulary, with_gradient: bool):
         target = inputs["target"]
+        if self.average is not None:
+            z_BLV = mean_logits(self.average, z_BLV, inputs["others"], vocabulary)
         log_q_BLV = vocabulary.log_softmax(z_BLV)
         values = of_model(log_q_BLV, target.label_BL, vocabulary)
         if isinstance(target, Dense):

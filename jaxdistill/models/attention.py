@@ -15,6 +15,7 @@ from jax import Array
 
 from jaxdistill.head import MASKED
 from jaxdistill.models import norms
+from jaxdistill.models.adapters import add_adapter
 from jaxdistill.models.decoding import Past
 from jaxdistill.models.rotary import Angles, rotate
 from jaxdistill.models.weights import add_bias, bias, matrix
@@ -142,6 +143,8 @@ class Attention(nnx.Module):
         q_BLHK = shard(jnp.einsum("bld,dhk->blhk", x_BLD, self.q_DHK[...].astype(dtype)), "BLHK")
         k_BLJK = shard(jnp.einsum("bld,djk->bljk", x_BLD, self.k_DJK[...].astype(dtype)), "BLJK")
         v_BLJK = shard(jnp.einsum("bld,djk->bljk", x_BLD, self.v_DJK[...].astype(dtype)), "BLJK")
+        q_BLHK = add_adapter(q_BLHK, x_BLD, self, "q_DHK")
+        k_BLJK, v_BLJK = add_adapter(k_BLJK, x_BLD, self, "k_DJK"), add_adapter(v_BLJK, x_BLD, self, "v_DJK")
         q_BLHK = add_bias(q_BLHK, self, "q_bias_HK")
         k_BLJK, v_BLJK = add_bias(k_BLJK, self, "k_bias_JK"), add_bias(v_BLJK, self, "v_bias_JK")
         if self.config.qk_norm:
@@ -217,4 +220,4 @@ class Attention(nnx.Module):
         else:
             mixed_BLHK = self._mix(q_BLHK, k_BMJK, v_BMJK, view.mask, implementation)
         out_BLD = jnp.einsum("blhk,hkd->bld", mixed_BLHK, self.o_HKD[...].astype(x_BLD.dtype))
-        return add_bias(out_BLD, self, "o_bias_D"), seen
+        return add_bias(add_adapter(out_BLD, mixed_BLHK, self, "o_HKD"), self, "o_bias_D"), seen

@@ -147,6 +147,19 @@ class Experts:
 
 
 @dataclasses.dataclass(frozen=True)
+class Subwords:
+    """A second input of a model of bytes, which nothing trains: the longest old token that ends at each (`subwords`).
+
+    Attributes:
+      num: rows of the table, those of the old vocabulary.
+      longest: bytes of one, at most.
+    """
+
+    num: int
+    longest: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Design:
     """The parts of a decoder.
 
@@ -156,6 +169,7 @@ class Design:
         "parallel", attention and MLP read the same stream (GPT-NeoX).
       embed_scale: factor on the input embedding.
       logit_scale: factor on the logits; None for sqrt(base_width) / width, ours (see `Transformer.head`).
+      subwords: None where a token's embedding is all that enters.
     """
 
     norm: RMSNorm | LayerNorm = RMSNorm()
@@ -165,6 +179,7 @@ class Design:
     residual: Literal["sequential", "sandwich", "parallel"] = "sequential"
     embed_scale: float = 1.0
     logit_scale: float | None = None
+    subwords: Subwords | None = dataclasses.field(default=None, metadata={"later": True})
 
     @property
     def has_local_layers(self) -> bool:

@@ -6,6 +6,7 @@ import jax
 from flax import nnx
 from jax import Array
 
+from jaxdistill.models.adapters import add_adapter
 from jaxdistill.models.design import Activation
 from jaxdistill.models.weights import add_bias, bias, matrix
 from jaxdistill.shard import Shard
@@ -32,9 +33,11 @@ class GatedMLP(nnx.Module):
 
     def __call__(self, x_BLD: Array, shard: Shard) -> tuple[Array, dict[str, Array]]:
         dtype = x_BLD.dtype
-        gate_BLF = add_bias(shard(x_BLD @ self.gate_DF[...].astype(dtype), "BLF"), self, "gate_bias_F")
-        up_BLF = add_bias(shard(x_BLD @ self.up_DF[...].astype(dtype), "BLF"), self, "up_bias_F")
-        out_BLD = (ACTIVATIONS[self.activation](gate_BLF) * up_BLF) @ self.down_FD[...].astype(dtype)
+        gate_BLF = add_adapter(shard(x_BLD @ self.gate_DF[...].astype(dtype), "BLF"), x_BLD, self, "gate_DF")
+        up_BLF = add_adapter(shard(x_BLD @ self.up_DF[...].astype(dtype), "BLF"), x_BLD, self, "up_DF")
+        gate_BLF, up_BLF = add_bias(gate_BLF, self, "gate_bias_F"), add_bias(up_BLF, self, "up_bias_F")
+        h_BLF = ACTIVATIONS[self.activation](gate_BLF) * up_BLF
+        out_BLD = add_adapter(h_BLF @ self.down_FD[...].astype(dtype), h_BLF, self, "down_FD")
         return add_bias(out_BLD, self, "down_bias_D"), {}
 
 
@@ -51,6 +54,7 @@ class PlainMLP(nnx.Module):
 
     def __call__(self, x_BLD: Array, shard: Shard) -> tuple[Array, dict[str, Array]]:
         dtype = x_BLD.dtype
-        up_BLF = add_bias(shard(x_BLD @ self.up_DF[...].astype(dtype), "BLF"), self, "up_bias_F")
-        out_BLD = ACTIVATIONS[self.activation](up_BLF) @ self.down_FD[...].astype(dtype)
+        up_BLF = add_adapter(shard(x_BLD @ self.up_DF[...].astype(dtype), "BLF"), x_BLD, self, "up_DF")
+        h_BLF = ACTIVATIONS[self.activation](add_bias(up_BLF, self, "up_bias_F"))
+        out_BLD = add_adapter(h_BLF @ self.down_FD[...].astype(dtype), h_BLF, self, "down_FD")
         return add_bias(out_BLD, self, "down_bias_D"), {}

@@ -27,7 +27,7 @@ from jax import Array
 
 from jaxdistill.errors import InputError
 from jaxdistill.head import Head
-from jaxdistill.models import norms, quantised, rotary, taps
+from jaxdistill.models import adapters, norms, quantised, rotary, subwords, taps
 from jaxdistill.models.attention import Implementation, View, causal_mask
 from jaxdistill.models.block import Block
 from jaxdistill.models.decoding import Cache, Past, slot_mask
@@ -140,12 +140,15 @@ def _block(config: Config) -> tuple[Any, Any]:
     return nnx.split(nnx.eval_shape(lambda: Block(config, rngs=nnx.Rngs(0))))
 
 
-def _bind(config: Config, params: Params) -> Block:
+def _bind(config: Config, params: Params, adapter_scale: float) -> Block:
     """One layer's parameters as a live module, inside a trace."""
     graph, abstract = _block(config)
     state = jax.tree.map(lambda x: x, abstract)
-    nnx.replace_by_pure_dict(state, params)
-    return nnx.merge(graph, state)
+    own_adapters, own = adapters.divide(params, adapters.is_adapter)
+    nnx.replace_by_pure_dict(state, own)
+    module = nnx.merge(graph, state)
+    adapters.attach(module, own_adapters, adapter_scale)
+    return module
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,6 +162,7 @@ class Transformer:
       implementation: of attention: "blocks" is ours and the default on CPUs; "xla" and "cudnn" as in
         `jax.nn.dot_product_attention`, of which "cudnn" is fused and wants bfloat16 on an NVIDIA GPU. None takes the
         platform's default. Models with a soft-cap on their scores have "blocks" only.
+      adapter_scale: factor on what the layers' adapters add, where parameters have some (`models.adapters`).
     """
 
     config: Config
@@ -166,6 +170,7 @@ class Transformer:
     shard: Shard = Shard()
     remat: bool = False
     implementation: Implementation = None
+    adapter_scale: float = 1.0
 
     def init(self, key: Array) -> Params:
         """Fresh fp32 parameters. Embedding rows have unit variance, which `Head.scale` brings back to unit logits."""
@@ -184,6 +189,8 @@ class Transformer:
         if isinstance(design.position, LearnedPositions):
             table = (design.position.rows, config.width)
             params["position_PD"] = jax.random.normal(jax.random.fold_in(embed_key, 1), table)
+        if design.subwords is not None:
+            params[subwords.NAME] = subwords.fresh(design.subwords.num, design.subwords.longest, config.width)
         return params if config.tied else params | {"head_VD": jax.random.normal(head_key, vocabulary)}
 
     def hidden(
@@ -247,8 +254,12 @@ class Transformer:
         return self._last_norm(params, x_BLD), kept, {tap: found[place] for tap, place in parts.items()}
 
     def cache(self, batch: int, length: int) -> Cache:
-        """Room for `length` tokens in each of `batch` rows; InputError where the model has learned fewer positions."""
+        """Room for `length` tokens in each of `batch` rows; InputError where the model has learned fewer positions, or
+        where it reads subwords, which are of more than one token.
+        """
         self._check_length(length)
+        if self.config.design.subwords is not None:
+            raise InputError("a model that reads subwords needs its text whole: it can be evaluated, and not generate")
         config = self.config
         shape = (config.num_layers, batch, length, config.num_kv_heads, config.head_size)
         return Cache(*(self.shard(jnp.zeros(shape, self.dtype), "NBMJK") for _ in range(2)))
@@ -293,7 +304,7 @@ class Transformer:
         view = views[0] if is_local is None else jax.tree.map(functools.partial(jnp.where, is_local), *views)
         view = dataclasses.replace(view, past=past)
         layer_params = quantised.widen(layer_params, self.dtype)
-        module = _bind(self.config, layer_params)
+        module = _bind(self.config, layer_params, self.adapter_scale)
         return module(x_BLD, view, self.shard, implementation=self.implementation, keep=keep)
 
     def _last_norm(self, params: Params, x_BLD: Array) -> Array:
@@ -310,6 +321,8 @@ class Transformer:
         design = self.config.design
         embed_VD = params["embed_VD"].astype(self.dtype)
         x_BLD = self.shard.local(functools.partial(_look_up, self.shard), "BLD", w_VD=embed_VD, tokens_BL=tokens_BL)
+        if design.subwords is not None:
+            x_BLD = x_BLD + subwords.added(params[subwords.NAME], tokens_BL, self.dtype)
         if design.embed_scale != 1:
             x_BLD = x_BLD * jnp.asarray(design.embed_scale, self.dtype)
         if isinstance(design.position, LearnedPositions):

@@ -5,6 +5,7 @@ import functools
 import math
 
 import jax
+import jax.numpy as jnp
 
 from jaxdistill import dims
 from jaxdistill.errors import InputError
@@ -39,12 +40,14 @@ class Variant(Config):
             more["E"] = self.design.mlp.num
         if isinstance(self.design.position, LearnedPositions):
             more["P"] = self.design.position.rows
+        if self.design.subwords is not None:
+            more |= {"G": self.design.subwords.num, "Y": self.design.subwords.longest}
         return super().dims | more
 
     @property
     def num_params(self) -> int:
-        """Parameters without embeddings of tokens and positions; all experts count."""
-        return _count(self, without="VP")
+        """Parameters without embeddings of tokens, subwords and positions; all experts count."""
+        return _count(self, without="VPG")
 
     @property
     def num_params_total(self) -> int:
@@ -56,4 +59,5 @@ class Variant(Config):
 @functools.lru_cache
 def _count(config: Config, without: str) -> int:
     shapes = jax.eval_shape(Transformer(config).init, jax.random.key(0))
-    return sum(math.prod(x.shape) for _, own, x in dims.leaves(shapes) if not set(own) & set(without))
+    counted = (x for _, own, x in dims.leaves(shapes) if not set(own) & set(without))
+    return sum(math.prod(x.shape) for x in counted if jnp.issubdtype(x.dtype, jnp.floating))

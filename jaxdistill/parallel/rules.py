@@ -36,6 +36,9 @@ DEFAULT: Rules = {
     "P": (),
     "A": (),
     "C": (),
+    "R": (),
+    "G": (),
+    "Y": (),
 }
 """Every axis does what it is called: the sizes of the mesh choose between data parallelism, FSDP, HSDP, tensor, context
 and expert parallelism, and any product of them. Whatever splits tokens and not copies splits the width of weights."""

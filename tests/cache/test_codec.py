@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from jaxdistill.cache import codec
+from jaxdistill.cache.columns import Column, to_columns
 from jaxdistill.cache.samplers import PPS, Draws, Top, TopP
 from jaxdistill.head import MASKED
 from jaxdistill.losses.targets import NO_ID, Sampled, TopK
@@ -25,8 +26,8 @@ def draws(rounds, generator):
 def through(layout, target, uniform=0.5):
     packed = layout.pack(target, np.full((B, L), uniform, np.float32))
     packed = packed | {f"{name}_BL": getattr(target, f"{name}_BL") for name in layout.extra}
-    columns = layout.columns | {name: codec.Column("float16", L) for name in layout.extra}
-    rows = codec.to_columns(packed, columns)
+    columns = layout.columns | {name: Column("float16", L) for name in layout.extra}
+    rows = to_columns(packed, columns)
     for name, column in columns.items():
         assert rows[name].shape == (B, column.width) and rows[name].dtype == column.dtype
     return layout.target(rows, target.label_BL)

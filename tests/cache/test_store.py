@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from jaxdistill.cache.codec import Column
+from jaxdistill.cache.columns import Column
 from jaxdistill.cache.store import Store
 from jaxdistill.errors import InputError
 
