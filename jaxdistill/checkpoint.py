@@ -26,10 +26,17 @@ CHUNK_BYTES = 4 * 2**20
 """Arrays are stored in pieces of this size, so that one layer can be read without decompressing all of them."""
 
 
-def _context() -> ocp.Context:
+def _context(processes: set[int] | None = None) -> ocp.Context:
+    """Of what is written or read by these processes; None for all of the job."""
     storage = ocp.options.ArrayOptions.Saving.StorageOptions(chunk_byte_size=CHUNK_BYTES)
     saving = ocp.options.ArrayOptions.Saving(storage_options=storage)
-    return ocp.Context(array_options=ocp.options.ArrayOptions(saving=saving))
+    arrays = ocp.options.ArrayOptions(saving=saving)
+    if processes is None:
+        return ocp.Context(array_options=arrays)
+    who = ocp.options.MultiprocessingOptions(
+        primary_host=min(processes), active_processes=processes, barrier_sync_key_prefix="-".join(map(str, processes))
+    )
+    return ocp.Context(array_options=arrays, multiprocessing_options=who)
 
 
 class Checkpoints:
@@ -167,7 +174,9 @@ def save_params(directory: Path, step: int, params: Any) -> None:
 def load_parts(directory: Path, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
     """Some fields of the State in one checkpoint, as `load_params`."""
     where = Path(directory) / str(step)
-    context = _context()
+    devices = {device for leaf in jax.tree.leaves(abstract) for device in leaf.sharding.device_set}
+    processes = {device.process_index for device in devices}
+    context = _context(processes if len(processes) < jax.process_count() else None)
     context.pytree_options.loading.partial_load = True
     with _reading(where), context:
         return ocp.load(str(where.absolute()), abstract, checkpointable_name="state")

@@ -14,39 +14,56 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxdistill.errors import InputError
+from jaxdistill.errors import InputError, Interrupted
 from jaxdistill.version import __version__
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and give its exit status: 0, 2 for bad input, 128 + signal when stopped."""
-    from jaxdistill.run import Interrupted
+    from jaxdistill.parallel import hosts
 
     options = parser().parse_args(arguments)
     _cache_compilations()
     # A background writer that fails is asked for its error where its work is awaited; its own trace adds nothing.
     threading.excepthook = lambda failure: None
     try:
-        options.verb(options)
-    except InputError as error:
-        return _complain(str(error), 2)
-    except Interrupted as stop:
-        return _complain(str(stop), 128 + stop.signal_number)
-    except KeyboardInterrupt:
-        return _complain("stopped; the same command continues", 128 + signal.SIGINT)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            where = error.filename or "the output directory"
-            return _complain(f"no space left for {where}; free some and run the same command again", 2)
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            return _complain(f"not allowed to use {error.filename}; change its permissions or choose another --out", 2)
-        raise
+        with hosts.job(_place(options), _answer):
+            options.verb(options)
+    except BaseException as error:
+        if (answered := _answer(error)) is None:
+            raise
+        print(f"jaxdistill: {answered[0]}", file=sys.stderr)
+        return answered[1]
     return 0
 
 
-def _complain(sentence: str, status: int) -> int:
-    print(f"jaxdistill: {sentence}", file=sys.stderr)
-    return status
+def _answer(error: BaseException) -> tuple[str, int] | None:
+    """The sentence and the exit status for what a user can mend, or has asked for; None for a fault of ours."""
+    match error:
+        case InputError():
+            return str(error), 2
+        case Interrupted():
+            return str(error), 128 + error.signal_number
+        case KeyboardInterrupt():
+            return "stopped; the same command continues", 128 + signal.SIGINT
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EFBIG):
+            where = error.filename or "the output directory"
+            return f"no space left for {where}; free some and run the same command again", 2
+        case OSError(errno=errno.EACCES | errno.EROFS | errno.EPERM):
+            return f"not allowed to use {error.filename}; change its permissions or choose another --out", 2
+    return None
+
+
+def _place(options: argparse.Namespace):
+    """Where this process stands among those of one run. InputError where several were started for another verb."""
+    from jaxdistill import sweep
+    from jaxdistill.parallel import places
+
+    if sweep.LEASH in os.environ:  # a run of a sweep is one process, whatever has started the sweep
+        return None
+    if options.verb in (run, cache_build):
+        return places.find(options.coordinator, options.processes, options.process)
+    return places.refuse(options.verb.__name__.replace("_", " "))
 
 
 def _cache_compilations() -> None:
@@ -71,6 +88,7 @@ def run(options: argparse.Namespace) -> None:
     from jaxdistill import run as runner
     from jaxdistill.cache.recipe import Adopted, Recipe
     from jaxdistill.experiment import Experiment, call
+    from jaxdistill.parallel import together
 
     def work(point, directory: Path, **more) -> None:
         if isinstance(point, Adopted):
@@ -78,7 +96,9 @@ def run(options: argparse.Namespace) -> None:
         if not isinstance(point, Experiment | Recipe):
             raise InputError(f"{directory} holds a model that was imported: there is nothing to train in it")
         perform = runner.run if isinstance(point, Experiment) else caching.build
-        perform(point, directory, quiet=options.quiet, **more)
+        perform(point, directory, quiet=quiet, **more)
+
+    quiet = options.quiet or not together.is_first()
 
     target = Path(options.target)
     if target.is_dir():
@@ -95,8 +115,7 @@ def run(options: argparse.Namespace) -> None:
         out = Path(options.out or Path("runs") / target.stem)
         for name, point in sweep.with_sources({out.name: experiment}).items():
             work(point, out.parent / name, experiment_file=target)
-    result = rundir.read_result(out)
-    if not options.quiet and "bits_per_byte" in result:
+    if not quiet and "bits_per_byte" in (result := rundir.read_result(out)):
         print(f"loss {result['loss']:.4f} nats/token, {result['bits_per_byte']:.4f} bits/byte: {out}")
 
 
@@ -180,6 +199,7 @@ def cache_build(options: argparse.Namespace) -> None:
     from jaxdistill import run as runner
     from jaxdistill.cache.recipe import Recipe
     from jaxdistill.experiment import call
+    from jaxdistill.parallel import together
 
     target = Path(options.target)
     if target.is_dir():
@@ -195,15 +215,15 @@ def cache_build(options: argparse.Namespace) -> None:
     if options.dry_run:
         print("\n".join(f"{directory}\n{config.text(recipe)}" for directory, recipe in recipes.items()), end="")
         return
-    file = None if target.is_dir() else target
+    file, quiet = None if target.is_dir() else target, options.quiet or not together.is_first()
     for directory, work in works.items():
         if isinstance(work, Recipe):
             part = _part(options.part) if options.part else None
-            caching.build(work, directory, part=part, batch=options.batch, experiment_file=file, quiet=options.quiet)
+            caching.build(work, directory, part=part, batch=options.batch, experiment_file=file, quiet=quiet)
         else:
-            runner.run(work, directory, experiment_file=file, quiet=options.quiet)
+            runner.run(work, directory, experiment_file=file, quiet=quiet)
     for directory in recipes:
-        if not options.quiet and rundir.is_finished(directory):
+        if not quiet and rundir.is_finished(directory):
             found = rundir.read_result(directory)
             print(f"{found['tokens']:,} tokens, {found['bytes_per_token']:.1f} bytes a token: {directory}")
 
@@ -390,9 +410,16 @@ def parser() -> argparse.ArgumentParser:
         added.add_argument("--quiet", action="store_true", help="no progress view")
         added.add_argument("--dry-run", action="store_true", help="show what would run, and stop")
 
+    def place_options(added: argparse.ArgumentParser) -> None:
+        several = added.add_argument_group("several processes", "the same command for each; see docs/runs.md")
+        several.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0 (default: as the cluster says)")
+        several.add_argument("--processes", type=int, metavar="N", help="how many (default: as the cluster says, or 1)")
+        several.add_argument("--process", type=int, metavar="I", help="which of them this is, from 0")
+
     added = verb(run, "jaxdistill run experiments/distill.py optim.peak=3e-3 --out runs/mine")
     added.add_argument("target", help="an experiment file, or a run directory to continue")
     experiment_options(added, "the run directory")
+    place_options(added)
 
     added = verb(sweep, "jaxdistill sweep experiments/scaling_law.py --preset laptop")
     added.add_argument("target", help="an experiment file with sweep()")
@@ -435,6 +462,7 @@ def parser() -> argparse.ArgumentParser:
     experiment_options(added, "the run whose cache it is; the cache lies beside it")
     added.add_argument("--batch", type=int, help="windows in a forward pass of the teacher (default: 8192 tokens)")
     added.add_argument("--part", metavar="i/n", help="build every n-th shard from the i-th on, for n machines")
+    place_options(added)
     added = verb(cache_verify, "jaxdistill cache verify runs/sparse_kd-cache", caches)
     added.add_argument("directory", help="of the cache")
     added.add_argument("--windows", type=int, default=16, help="how many to score again (default: 16; 0 for none)")

@@ -33,6 +33,16 @@ class Writer:
             self._board.close()
 
 
+class Silent:
+    """The writer of a process whose rows another one writes."""
+
+    def write(self, step: int, row: dict[str, Any]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 def _lines(path: Path) -> list[str]:
     """The whole lines of a file; a last line that a kill cut short is not one."""
     text = path.read_text() if path.exists() else ""

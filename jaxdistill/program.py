@@ -8,6 +8,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
 
 from jaxdistill import checkpoint, evals
 from jaxdistill.across import Marks
@@ -16,7 +18,7 @@ from jaxdistill.experiment import Experiment
 from jaxdistill.losses.linear_heads import Sharding
 from jaxdistill.losses.objective import Objective
 from jaxdistill.models.transformer import Transformer
-from jaxdistill.parallel import rules
+from jaxdistill.parallel import rules, together
 from jaxdistill.shard import Shard
 from jaxdistill.start import LoRA, divide
 from jaxdistill.step import NONE, State, make_eval, make_step, state_of
@@ -33,7 +35,8 @@ class Program:
       init: key -> State, every array born where it belongs.
       begin: trained params -> State, for parameters that are not random; donates them.
       abstract: the State as shapes with shardings.
-      place: a host batch -> the global batch on the devices.
+      rows: of the global batch, those that this process makes.
+      place: a batch of these rows, on the host -> the global batch on the devices.
       base: shapes of the parameters that are not trained, which teacher_params["base"] holds; empty for most runs.
     """
 
@@ -42,6 +45,7 @@ class Program:
     init: Callable
     begin: Callable
     abstract: State
+    rows: np.ndarray
     place: Callable
     base: Mapping[str, Any]
 
@@ -85,6 +89,8 @@ def build(
     abstract = jax.eval_shape(init, jax.random.key(0))
     shardings = rules.shardings(abstract, mesh, table)
 
+    by_sequence = NamedSharding(mesh, rules.spec("BL", table))
+    own_B = together.rows((experiment.batch, experiment.data.length), by_sequence)
     sharding, teacher_sharding = head_sharding(mesh, table), head_sharding(mesh, teacher_table)
     across = speaks_across(experiment, marks, teacher_sharding)
     step = make_step(
@@ -111,23 +117,30 @@ def build(
     )
     precise = precision(experiment.dtype)
     return Program(
-        step=precise(jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))),
-        evaluate=precise(jax.jit(evaluate)),
+        step=together.in_turn(precise(jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)))),
+        evaluate=together.in_turn(precise(jax.jit(evaluate))),
         init=jax.jit(init, out_shardings=shardings),
         begin=jax.jit(begin, out_shardings=shardings, donate_argnums=0),
         abstract=checkpoint.abstract_like(abstract, shardings),
-        place=place_on(mesh, table),
+        rows=own_B,
+        place=place_on(mesh, table, experiment.batch, own_B),
         base=jax.eval_shape(lambda key: divide(experiment.start, model.init(key), key)[1], jax.random.key(0)),
     )
 
 
-def place_on(mesh: jax.sharding.Mesh, table: rules.Rules) -> Callable[[Any], Any]:
-    """place(host batch) -> the global batch on the devices of a mesh, as the table has it."""
+def place_on(
+    mesh: jax.sharding.Mesh, table: rules.Rules, size: int | None = None, rows_B: np.ndarray | None = None
+) -> Callable[[Any], Any]:
+    """place(host batch) -> the global batch on the devices of a mesh, as the table has it.
+
+    Every process of the job gives its rows `rows_B` of the `size` of the global batch; without them, all rows.
+    """
 
     def place(batch: Any) -> Any:
         if mesh.size == 1:
             return batch
-        return jax.tree.map(jax.make_array_from_process_local_data, rules.of_batch(batch, mesh, table), batch)
+        whole = batch if size is None else together.whole(batch, size)
+        return together.assemble(batch, whole, rows_B, rules.of_batch(whole, mesh, table))
 
     return place
 

@@ -7,8 +7,6 @@ from its last checkpoint and ends with the same parameters.
 import contextlib
 import dataclasses
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -22,23 +20,15 @@ from jaxdistill import checkpoint, data, evals, frozen, metrics, rundir
 from jaxdistill import config as configs
 from jaxdistill.apart import Apart
 from jaxdistill.cache.reader import Cache
-from jaxdistill.errors import InputError
+from jaxdistill.errors import InputError, Interrupted
 from jaxdistill.experiment import Experiment
 from jaxdistill.int8 import MEASURED, to_int8
-from jaxdistill.parallel import rules
+from jaxdistill.parallel import rules, together
 from jaxdistill.program import Program, build
 from jaxdistill.scaling import flops
 from jaxdistill.start import START, divide
 from jaxdistill.step import State
 from jaxdistill.teacher import BASE, CACHE, TEACHER, Across, Cached
-
-
-class Interrupted(Exception):
-    """The run was asked to stop, has saved its state and can be continued."""
-
-    def __init__(self, signal_number: int, step: int, steps: int):
-        super().__init__(f"stopped at step {step} of {steps}; the same command continues from there")
-        self.signal_number = signal_number
 
 
 def run(
@@ -51,6 +41,8 @@ def run(
     patience: float = 0.0,
 ) -> dict[str, Any]:
     """Train to the end, from the start or from the last checkpoint, and give the result.
+
+    In a job of several processes (`parallel.hosts`) all of them call it, with a directory that they share.
 
     Args:
       experiment: what to run.
@@ -68,19 +60,19 @@ def run(
       Interrupted: SIGTERM or SIGINT arrived; the state is saved.
     """
     directory = Path(directory)
-    with rundir.lock(directory, patience):
-        rundir.prepare(directory, experiment, experiment_file)
-        if not rundir.is_finished(directory):
-            _train(experiment, directory, cache, quiet)
-        return rundir.read_result(directory)
+    with rundir.claim(directory, experiment, experiment_file, patience):
+        if not together.once(lambda: rundir.is_finished(directory)):
+            _train(experiment, directory, cache, quiet or not together.is_first())
+        return together.once(lambda: rundir.read_result(directory))
 
 
 def _train(experiment: Experiment, directory: Path, cache: Path | None, quiet: bool) -> None:
     sources = frozen.find(experiment.sources, directory)
-    dataset = data.prepare(experiment.data, cache, quiet)
+    dataset = together.first(lambda: data.prepare(experiment.data, cache, quiet))
     check_vocabulary(experiment, dataset)
-    rundir.write_json(directory / "env.json", rundir.environment())
-    dataset.tokenizer.save(directory / "tokenizer")
+    if together.is_first():
+        rundir.write_json(directory / "env.json", rundir.environment())
+        dataset.tokenizer.save(directory / "tokenizer")
     mesh, teacher_mesh = experiment.meshes()
     kept, apart, start = None, None, sources.pop(START, None)
     if isinstance(experiment.teacher, Cached):
@@ -89,7 +81,8 @@ def _train(experiment: Experiment, directory: Path, cache: Path | None, quiet: b
     if kept is not None and kept.holds_chunks:
         marks = (None, frozen.marks_of(dataset.tokenizer))
     if isinstance(experiment.teacher, Across):
-        dataset, marks = frozen.beside(sources[TEACHER], experiment.teacher, experiment.data, dataset, cache, quiet)
+        across = sources[TEACHER], experiment.teacher, experiment.data, dataset, cache, quiet
+        dataset, marks = together.first(lambda: frozen.beside(*across))
         tokenizer = None
     of_teacher = teacher_mesh, rules.named(experiment.teacher_table)
     loaded = {name: frozen.load(path, experiment.dtype, tokenizer, *of_teacher) for name, path in sources.items()}
@@ -130,7 +123,7 @@ def _train(experiment: Experiment, directory: Path, cache: Path | None, quiet: b
         result |= frozen.facts(sources[TEACHER]) | narrowed
     elif kept is not None:
         result |= {"cache": kept.directory.name, **kept.manifest["teacher"]["facts"]}
-    rundir.write_json(directory / rundir.RESULT, result)
+    together.once(lambda: rundir.write_json(directory / rundir.RESULT, result))
 
 
 def _narrow(experiment: Experiment, loaded: dict[str, Any], dataset: data.Dataset, *of_teacher: Any) -> dict[str, Any]:
@@ -190,10 +183,11 @@ class Trainer:
     def train(self, state: State, quiet: bool) -> dict[str, float]:
         """From the state's step to the last one, and the validation scores at the end."""
         experiment, start = self.experiment, int(state.step)
-        writer = metrics.Writer(self.directory, rundir.METRICS, start)
+        writer = metrics.Writer(self.directory, rundir.METRICS, start) if together.is_first() else metrics.Silent()
         then = self.kept.attach if self.kept is not None else None
-        batches = self.dataset.batches(experiment.batch, experiment.seed, start, experiment.steps, then=then)
-        with contextlib.closing(writer), _signals() as received, _bar(experiment, start, quiet) as advance:
+        rows = self.program.rows
+        batches = self.dataset.batches(experiment.batch, experiment.seed, start, experiment.steps, rows, then)
+        with contextlib.closing(writer), together.stopping() as asked, _bar(experiment, start, quiet) as advance:
             log = _Log(writer, experiment, start)
             placed = map(self.program.place, batches) if self.apart is None else self.apart.training(batches, start)
             for step, batch in enumerate(placed, start):
@@ -212,11 +206,11 @@ class Trainer:
                     scores = self.evaluate(state)
                     writer.write(done, {f"validation/{name}": value for name, value in scores.items()})
                     state = self._heed(state, scores)
-                if received:  # after the evaluation, which the continued run will not make again
+                if number := asked(done):  # after the evaluation, which the continued run will not make again
                     log.flush()
                     self._save(state, done)
                     self.checkpoints.wait()
-                    raise Interrupted(received[0], done, experiment.steps)
+                    raise Interrupted(number, done, experiment.steps)
                 if experiment.checkpoint_every and done % experiment.checkpoint_every == 0:
                     log.flush()
                     self._save(state, done)
@@ -248,7 +242,7 @@ class Trainer:
 
     def evaluate(self, state: State) -> dict[str, float]:
         """Means over the validation windows, in nats per token."""
-        batches = self.dataset.validation(self.experiment.batch)
+        batches = self.dataset.validation(self.experiment.batch, self.program.rows)
         if self.kept is not None and self.kept.holds_validation:
             batches = map(self.kept.attach, batches)
         batches = map(self.program.place, batches) if self.apart is None else self.apart.validating(batches)
@@ -264,7 +258,7 @@ class _Log:
     Whatever makes earlier steps final, a checkpoint above all, calls `flush` first: no row may be lost behind it.
     """
 
-    def __init__(self, writer: metrics.Writer, experiment: Experiment, start: int):
+    def __init__(self, writer: metrics.Writer | metrics.Silent, experiment: Experiment, start: int):
         self._writer, self._tokens = writer, experiment.batch * experiment.data.length
         self._pending: tuple[int, dict] | None = None
         self._clock = (start, time.monotonic())
@@ -285,28 +279,6 @@ class _Log:
         (before, then), now = self._clock, time.monotonic()
         self._writer.write(done, row | {"tokens_per_second": (done - before) * self._tokens / (now - then)})
         self._pending, self._clock = None, (done, now)
-
-
-@contextlib.contextmanager
-def _signals() -> Generator[list[int]]:
-    """A list that the first SIGTERM or SIGINT is put into; a second one acts as it always did."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    before = {}
-
-    def note(number, frame):
-        received.append(number)
-        signal.signal(number, before[number])
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        before[number] = signal.signal(number, note)
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

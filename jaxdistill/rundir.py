@@ -15,6 +15,7 @@ import fcntl
 import json
 import os
 import platform
+import secrets
 import subprocess
 import sys
 import time
@@ -23,9 +24,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from jaxdistill import config as configs
 from jaxdistill.errors import InputError
 from jaxdistill.experiment import load_module
+from jaxdistill.parallel import together
 
 CONFIG, RESULT, METRICS, EXPERIMENT = "config.txt", "result.json", "metrics.jsonl", "experiment.py"
 CHECKPOINTS, PARTS = "checkpoints", "trained"
@@ -33,7 +37,7 @@ CHECKPOINTS, PARTS = "checkpoints", "trained"
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file so that it is there whole or not at all, whenever the process is killed."""
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")  # others may be writing the same
     with open(partial, "wb") as file:
         file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
@@ -98,6 +102,46 @@ def prepare(directory: Path, experiment: Any, experiment_file: Path | None = Non
     write_atomically(directory / CONFIG, configs.text(experiment))
 
 
+JOB = ".job"  # a word of the job at work: who does not read it there looks at another disk
+SEEN_SECONDS = 60.0  # which a network file system may take to show what another host wrote
+
+
+@contextlib.contextmanager
+def claim(
+    directory: Path, experiment: Any, experiment_file: Path | None = None, patience: float = 0.0
+) -> Generator[None]:
+    """`lock` and `prepare` a run directory, once for all processes of this job.
+
+    Raises InputError where process 0 cannot, or another one does not see what it has prepared.
+    """
+    with contextlib.ExitStack() as held:
+
+        def begin() -> str:
+            held.enter_context(lock(directory, patience))
+            prepare(directory, experiment, experiment_file)
+            word = secrets.token_hex(8)
+            if together.is_several():
+                write_atomically(directory / JOB, word)
+            return word
+
+        word = together.once(begin)
+        if not together.is_first():
+            _check_shared(directory, word)
+            prepare(directory, experiment)  # refuses what is not the same experiment here
+        yield
+
+
+def _check_shared(directory: Path, word: str) -> None:
+    give_up = time.monotonic() + SEEN_SECONDS
+    while not (directory / JOB).is_file() or (directory / JOB).read_text() != word:
+        if time.monotonic() > give_up:
+            raise InputError(
+                f"process {jax.process_index()} does not see the {directory} of process 0: choose an --out on a disk "
+                "that all processes share"
+            )
+        time.sleep(0.1)
+
+
 @contextlib.contextmanager
 def lock(directory: Path, patience: float = 0.0, name: str = ".lock") -> Generator[None]:
     """Hold a directory for this process. A killed process lets go by itself.
@@ -126,8 +170,6 @@ def lock(directory: Path, patience: float = 0.0, name: str = ".lock") -> Generat
 
 def environment() -> dict[str, Any]:
     """Versions, devices and commit, to be read by whoever wants to know how a number came about."""
-    import jax
-
     packages = ("jaxdistill", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
     git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     return {
@@ -136,6 +178,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: metadata.version(name) for name in packages},
         "devices": [f"{device.platform} {device.device_kind}" for device in jax.devices()],
+        "processes": jax.process_count(),
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "git": git.stdout.strip() if git.returncode == 0 else None,
     }

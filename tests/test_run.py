@@ -246,7 +246,8 @@ def test_a_run_that_is_stopped_at_every_step_makes_every_evaluation_all_the_same
 
     run(experiment, tmp_path / "whole", quiet=True)
     with monkeypatch.context() as patch:
-        patch.setattr("jaxdistill.run._signals", lambda: contextlib.nullcontext([signal.SIGTERM]))
+        stopping = contextlib.nullcontext(lambda step: signal.SIGTERM)
+        patch.setattr("jaxdistill.parallel.together.stopping", lambda: stopping)
         for step in (1, 2):
             with pytest.raises(Interrupted, match=f"stopped at step {step} of 3"):
                 run(experiment, tmp_path / "stopped", quiet=True)

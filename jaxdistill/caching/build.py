@@ -29,6 +29,7 @@ from jaxdistill.caching.forward import Teacher, prepare
 from jaxdistill.caching.plan import Plan, plan
 from jaxdistill.data.storage import content_key
 from jaxdistill.errors import InputError
+from jaxdistill.parallel import together
 
 
 def build(
@@ -59,14 +60,17 @@ def build(
       InputError: anything a user can mend.
     """
     directory = Path(directory)
+    if part is not None and together.is_several():
+        raise InputError("the processes of a job share a cache out by themselves: leave the part away")
     index, parts = part or (jax.process_index(), jax.process_count())
     if not 0 <= index < parts:
         raise InputError(f"part {index}/{parts}: parts are counted from 0 to {parts - 1}")
     name = ".lock" if parts == 1 else f".lock-{index}-of-{parts}"
     with rundir.lock(directory, patience, name):
-        rundir.prepare(directory, recipe, experiment_file)
-        if not rundir.is_finished(directory):
+        together.first(lambda: rundir.prepare(directory, recipe, experiment_file))
+        if not together.once(lambda: rundir.is_finished(directory)):
             _build(recipe, directory, (index, parts), batch, cache, quiet)
+        together.wait()
     return directory
 
 
@@ -74,7 +78,7 @@ def _build(
     recipe: Recipe, directory: Path, part: tuple[int, int], batch: int | None, cache: Path | None, quiet: bool
 ) -> None:
     source = frozen.find(recipe.sources, directory)["teacher"]
-    dataset, marks = prepare(recipe, source, cache, quiet)
+    dataset, marks = together.first(lambda: prepare(recipe, source, cache, quiet))
     planned = plan(recipe, dataset, directory)
     store = planned.store
     own = [shard for shard in store.shards if shard % part[1] == part[0]]

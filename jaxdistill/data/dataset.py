@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from jaxdistill.data.vocabularies import TokenizerConfig
 from jaxdistill.data.windows import Batch, Windows
 from jaxdistill.errors import InputError
 
-Rows = tuple[int, int] | None
+Rows = Sequence[int] | np.ndarray | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,8 +81,8 @@ def prepare(tokens: Tokens, cache: str | os.PathLike[str] | None = None, quiet: 
 class Dataset:
     """Batches over prepared tokens, on the host.
 
-    `size` is that of the global batch, B. `rows=(start, stop)` gives only these of its rows: in a run of several hosts
-    each one reads its own. Too few windows for one batch is an InputError.
+    `size` is that of the global batch, B. `rows` gives only these of its rows: in a run of several hosts each one
+    makes its own. Too few windows for one batch is an InputError.
 
     Attributes:
       tokenizer: the built tokenizer.
@@ -147,9 +147,8 @@ class Dataset:
         The order is a permutation of all windows in every epoch, another one each time; a batch may span two epochs.
         """
         self._check(size, seed, step)
-        start, stop = _check_rows(size, rows)
-        order = _order(self.num_windows, seed)
-        return self.train.batch(np.array([order[step * size + row] for row in range(start, stop)], np.int64))
+        rows_B, order = _check_rows(size, rows), _order(self.num_windows, seed)
+        return self.train.batch(np.array([order[step * size + row] for row in rows_B.tolist()], np.int64))
 
     def batches(
         self,
@@ -175,9 +174,9 @@ class Dataset:
 
     def validation(self, size: int, rows: Rows = None) -> Iterator[Batch]:
         """Every validation window once, in a fixed order; the last batch is filled up with rows of weight 0."""
-        start, stop = _check_rows(size, rows)
+        rows_B = _check_rows(size, rows)
         padded = np.pad(self.validation_windows, (0, -self.num_validation_windows % size), constant_values=-1)
-        return (self.held_out.batch(windows_B[start:stop]) for windows_B in padded.reshape(-1, size))
+        return (self.held_out.batch(windows_B[rows_B]) for windows_B in padded.reshape(-1, size))
 
     def _check(self, size: int, seed: int, step: int) -> None:
         if seed < 0 or step < 0:
@@ -195,8 +194,8 @@ def _order(num_windows: int, seed: int):
     return grain.MapDataset.range(num_windows).seed(seed).shuffle().repeat(None)
 
 
-def _check_rows(size: int, rows: Rows) -> tuple[int, int]:
-    start, stop = rows or (0, size)
-    if not 0 <= start < stop <= size:
-        raise InputError(f"rows={rows} are no rows of a batch of {size}: they must be 0 <= start < stop <= size")
-    return start, stop
+def _check_rows(size: int, rows: Rows) -> np.ndarray:
+    rows_B = np.arange(size) if rows is None else np.asarray(rows, np.int64)
+    if not rows_B.size or rows_B.min() < 0 or rows_B.max() >= size:
+        raise InputError(f"rows={rows} are no rows of a batch of {size}: there must be some, from 0 to {size - 1}")
+    return rows_B

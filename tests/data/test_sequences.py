@@ -104,7 +104,7 @@ def test_an_epoch_is_a_permutation_and_rows_of_hosts_are_the_global_batch(made):
     assert sorted(order.tolist()) == list(range(1, 21)) and order.tolist() != sorted(order.tolist())
     again = list(dataset.batches(4, 3, 0, 5))
     assert np.array_equal(np.concatenate([batch.tokens_BL[:, 0] for batch in again]), order)
-    halves = [dataset.batch(4, 3, 1, rows) for rows in ((0, 1), (1, 4))]
+    halves = [dataset.batch(4, 3, 1, rows) for rows in ([0], range(1, 4))]
     assert equal(dataset.batch(4, 3, 1), jax.tree.map(lambda *parts: np.concatenate(parts), *halves))
     assert dataset.first_windows(100, 3).tolist() == list(range(20))
 
