@@ -99,18 +99,20 @@ def whole(tree: Any, size: int) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), tree)
 
 
-def assemble(tree: Any, whole: Any, rows_B: np.ndarray, shardings: Any) -> Any:
+def assemble(tree: Any, whole: Any, rows_B: np.ndarray | None, shardings: Any) -> Any:
     """The global arrays whose rows of this process are those of `tree`.
 
     Args:
       tree: of NumPy arrays, the rows `rows_B` of each.
       whole: the global shapes, as `whole` gives them.
-      rows_B: as `rows` gives them.
+      rows_B: as `rows` gives them; None for all.
       shardings: of every array.
     """
 
     def array(x: Any, of: Any, sharding: Sharding) -> jax.Array:
         def part(index: Any) -> Any:
+            if rows_B is None:
+                return x[index]
             start, stop, _ = index[0].indices(of.shape[0])
             first = int(np.searchsorted(rows_B, start))
             return x[(slice(first, first + stop - start), *index[1:])]
