@@ -100,9 +100,9 @@ def test_a_transplant_keeps_all_but_the_vocabulary_and_copies_what_both_spell(so
     params = jax.device_get(first_state(wanted, directory).params)
     equal(params["layers"], before["layers"])
     whole, old = np.asarray(before["embed_VD"]), [bytes([byte]) for byte in range(256)]
-    copied = 0
-    for token, spelt in enumerate(tokenizer.token_bytes.of_id):
-        if len(spelt) == 1 and tokenizer.token_bytes.of_id.index(spelt) == token:
+    copied, table = 0, tokenizer.token_bytes.of_id
+    for token, spelt in enumerate(table):
+        if len(spelt) == 1 and spelt not in table[token + 1 :]:  # a letter, whose byte fallback comes before it
             np.testing.assert_array_equal(params["embed_VD"][token], whole[old.index(spelt)])
             copied += 1
         elif spelt and fill == "fvt":

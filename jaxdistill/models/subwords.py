@@ -31,7 +31,8 @@ def table(old_table: Sequence[bytes], embed_VD: Any, longest: int) -> dict[str, 
     """The subwords of an old vocabulary, as `longest_ending` and a model take them.
 
     Args:
-      old_table: the bytes of every old id; empty for special tokens. Of ids that spell the same the first counts.
+      old_table: the bytes of every old id; empty for special tokens. Of ids that spell the same
+        the last counts, which is the letter where another is its byte fallback.
       embed_VD: the old embedding; padded rows behind the vocabulary do not count.
       longest: bytes of a subword at most, Y.
 
@@ -39,8 +40,8 @@ def table(old_table: Sequence[bytes], embed_VD: Any, longest: int) -> dict[str, 
       {"reversed_GY": int16, "shorter_G": int32, "embed_GD"}: the bytes from the last on; the row of the longest subword
       that one ends with, beside itself, -1 where there is none; the old rows, zeros where a row is no subword.
     """
-    first = {spelt[::-1]: token for token, spelt in reversed(list(enumerate(old_table))) if 0 < len(spelt) <= longest}
-    order = sorted(first)
+    chosen = {spelt[::-1]: token for token, spelt in enumerate(old_table) if 0 < len(spelt) <= longest}
+    order = sorted(chosen)
     reversed_GY = np.full((len(old_table), longest), UNUSED, np.int16)
     reversed_GY[: len(order)] = NOTHING
     shorter_G = np.full(len(old_table), -1, np.int32)
@@ -48,7 +49,7 @@ def table(old_table: Sequence[bytes], embed_VD: Any, longest: int) -> dict[str, 
     for spelt, row in rows.items():
         reversed_GY[row, : len(spelt)] = list(spelt)
         shorter_G[row] = next((rows[spelt[:n]] for n in range(len(spelt) - 1, 0, -1) if spelt[:n] in rows), -1)
-    tokens = jnp.asarray([first[spelt] for spelt in order], jnp.int32)
+    tokens = jnp.asarray([chosen[spelt] for spelt in order], jnp.int32)
     embed_GD = jnp.zeros((len(old_table), embed_VD.shape[1]), embed_VD.dtype)
     return {
         "reversed_GY": jnp.asarray(reversed_GY),

@@ -23,7 +23,7 @@ def by_trying(old_table, embed_VD, tokens_L, place):
     for length in range(Y, 0, -1):
         own = tokens_L[max(place - length + 1, 0) : place + 1]
         if len(own) == length and max(own) < 256 and bytes(own) in old_table:
-            return embed_VD[old_table.index(bytes(own))]
+            return embed_VD[len(old_table) - 1 - old_table[::-1].index(bytes(own))]
     return np.zeros(D)
 
 
