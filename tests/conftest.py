@@ -1,5 +1,6 @@
 """What all tests share: markers, a data cache of their own, and the smallest real experiments."""
 
+import os
 import pathlib
 
 import pytest
@@ -9,6 +10,8 @@ from jaxdistill.experiment import Experiment, load_module
 
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also run tests marked slow")
+    own_csv = os.environ.get("JAXDISTILL_CHINCHILLA_CSV")
+    parser.addoption("--chinchilla-csv", default=own_csv, help="your download, see tests/scaling/test_chinchilla.py")
     parser.addoption("--update-golden", action="store_true", help="rewrite the files in tests/golden")
 
 

@@ -1,27 +1,27 @@
-"""Many small robust regressions at once: a damped Newton method in JAX float64, vmapped over starts and resamples.
+"""Many small robust regressions at once, in JAX float64: every start and every resample is a problem of its own.
 
-A law has at most nine parameters, so its exact Hessian is cheap, and Newton's method ends where quasi-Newton methods
-with default tolerances stop early: that failure gave Hoffmann et al. (2022) their third estimate (Besiroglu et al.
-2024).
+Problems go through lanes that are compiled together; one that is done makes room for the next, so that the slowest does
+not decide how long the others take. Each core works on lanes of its own.
 """
 
+import concurrent.futures
 import contextlib
 import functools
-from collections.abc import Callable, Generator, Mapping
+import os
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
-Law = Callable[[Array, Mapping[str, Array]], Array]
-"""(theta_P, data) -> log of the predicted loss [R]; a module-level function, since it keys the compilation cache."""
+from jaxdistill.scaling import newton
+from jaxdistill.scaling.newton import GAUSS_NEWTON, NEWTON, Law, Method, objective
 
-CHUNK = 128  # problems in one compiled call; the slowest of a chunk decides how long it runs
-ITERATIONS = 200
-DAMPING_Q = np.concatenate([[0.0], np.logspace(-14, 6, 61)])  # relative to the largest curvature
-TOLERANCE = 1e-9  # in squared deltas, see `objective`: far below what moves a digit of a parameter
+LANES = 32  # problems in one compiled call: the derivatives of a thousand runs stay in the cache of a core
+STRIDE = 8  # iterations between two looks at who is done
+SHARE = 256  # problems that a core takes at a time
+VALUES = 100_000  # losses that `values` computes at a time, for the same cache
 
 
 class Minima(NamedTuple):
@@ -31,16 +31,6 @@ class Minima(NamedTuple):
     value_K: np.ndarray
 
 
-class _State(NamedTuple):
-    theta_P: Array
-    value: Array
-    gradient_P: Array
-    hessian_PP: Array
-    radius: Array
-    decrease: Array
-    iteration: Array
-
-
 @contextlib.contextmanager
 def float64_on_cpu() -> Generator[None]:
     """Within it JAX computes in float64 on the CPU, whatever the rest of the process does."""
@@ -48,19 +38,8 @@ def float64_on_cpu() -> Generator[None]:
         yield
 
 
-def objective(law: Law, theta_P: Any, data: Mapping[str, Any], weight_R: Any, delta: Any) -> Any:
-    """sum_r weight_r * huber_1((log L^_r - log L_r) / delta): the published sum of Huber_delta, divided by delta^2.
-
-    The minimiser is the same. But the sum itself is about 1e-4, below the absolute tolerances that optimisers take for
-    zero; divided by delta^2 it counts squared standard deviations, one a run, and a stopping rule means something.
-    """
-    z_R = abs(law(theta_P, data) - data["log_loss"]) / delta
-    xp = np if isinstance(z_R, np.ndarray) else jnp
-    return xp.sum(weight_R * xp.where(z_R <= 1, 0.5 * z_R**2, z_R - 0.5), axis=-1)
-
-
 def minimise(law: Law, data: Mapping[str, np.ndarray], delta: float, free_P, theta_KP, weight_KR) -> Minima:
-    """Minimise `objective` from each start, under each weighting of the runs.
+    """Minimise `newton.objective` from each start, under each weighting of the runs.
 
     Args:
       law: the law, in the coordinates theta.
@@ -70,77 +49,71 @@ def minimise(law: Law, data: Mapping[str, np.ndarray], delta: float, free_P, the
       theta_KP: starts.
       weight_KR: weight of each run in each problem: ones for a plain fit, counts for a bootstrap resample.
 
-    A delta far below the residuals makes the loss a sum of absolute values, whose curvature tells Newton's method
-    nothing from afar; it is reached in steps of ten from 1e-2, each stage starting where the one before ended.
+    A delta far below the residuals makes the loss a sum of absolute values, whose curvature tells little from afar; it
+    is reached in steps of ten from 1e-2, each stage starting where the one before ended, and only the last is exact.
     """
-    with float64_on_cpu():
-        columns = {name: jnp.asarray(column) for name, column in data.items()}
-        free_P = jnp.asarray(free_P)
-        ends = []
-        for start_KP, counts_KR in zip(_chunks(theta_KP), _chunks(weight_KR), strict=True):
-            end_KP = jnp.asarray(start_KP)
-            for stage in (*(wider for wider in (1e-2, 1e-3, 1e-4) if wider > 3 * delta), delta):
-                end_KP, value_K = _minimise_chunk(law, end_KP, jnp.asarray(counts_KR), columns, stage, free_P)
-            ends.append((end_KP, value_K))
-        return Minima(*(np.concatenate(pieces)[: len(theta_KP)] for pieces in zip(*ends, strict=True)))
+    stages = [(GAUSS_NEWTON, wider) for wider in (1e-2, 1e-3, 1e-4) if wider > 3 * delta]
+    stages += [(GAUSS_NEWTON, delta), (NEWTON, delta)]
+
+    def part(rows: slice) -> Minima:
+        found = Minima(np.array(theta_KP[rows], np.float64), np.empty(0))
+        with float64_on_cpu():
+            columns, free = {name: jnp.asarray(column) for name, column in data.items()}, jnp.asarray(free_P)
+            for method, stage in stages:
+                advance = functools.partial(_advance, method, law, data=columns, delta=stage, free_P=free)
+                found = _through_lanes(method, advance, found.theta_KP, np.asarray(weight_KR[rows], np.float64))
+        return found
+
+    parts = _on_all_cores(part, [slice(first, first + SHARE) for first in range(0, len(theta_KP), SHARE)])
+    return Minima(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 def values(law: Law, data: Mapping[str, np.ndarray], delta: float, theta_KP: np.ndarray) -> np.ndarray:
     """The objective [K] at each row of parameters, each run weighing one; in NumPy, as a grid needs no derivatives."""
-    pieces = np.array_split(theta_KP, 1 + len(theta_KP) * len(data["log_loss"]) // 1_000_000)
-    with np.errstate(over="ignore", under="ignore"):
-        return np.concatenate([objective(law, piece[:, None, :], data, 1.0, delta) for piece in pieces])
+
+    def part(theta_KP: np.ndarray) -> np.ndarray:
+        with np.errstate(over="ignore", under="ignore"):
+            return objective(law, theta_KP[:, None, :], data, 1.0, delta)
+
+    pieces = np.array_split(theta_KP, 1 + len(theta_KP) * len(data["log_loss"]) // VALUES)
+    return np.concatenate(_on_all_cores(part, pieces))
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _minimise_chunk(law, theta_KP, weight_KR, data, delta, free_P):
-    one = functools.partial(_newton, law, data=data, delta=delta, free_P=free_P)
-    return jax.vmap(one)(theta_KP, weight_KR)
+def _on_all_cores(function: Callable, parts: Sequence[Any]) -> list[Any]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    with concurrent.futures.ThreadPoolExecutor(cores) as pool:  # NumPy and JAX both let go of the interpreter
+        return list(pool.map(function, parts))
 
 
-def _newton(law, theta_P, weight_R, *, data, delta, free_P):
-    """A trust-region Newton method in the eigenbasis of the Hessian, with every curvature taken positive.
-
-    The step is damped just enough to stay within the radius, which grows while the quadratic model foretells the
-    decrease and shrinks when it does not; the last steps are Newton's own.
-    """
-
-    def evaluate(theta_P):
-        f = functools.partial(objective, law, data=data, weight_R=weight_R, delta=delta)
-        value, gradient_P = jax.value_and_grad(f)(theta_P)
-        hessian_PP = jnp.where(free_P[:, None] & free_P, jax.hessian(f)(theta_P), jnp.diag(1.0 * ~free_P))
-        return value, jnp.where(free_P, gradient_P, 0.0), hessian_PP
-
-    def step(state):
-        curvature_P, basis_PP = jnp.linalg.eigh(state.hessian_PP)
-        slope_P, curvature_P = basis_PP.T @ state.gradient_P, jnp.abs(curvature_P)
-        move_QP = slope_P / (curvature_P + curvature_P.max() * DAMPING_Q[:, None] + 1e-30)
-        move_P = move_QP[jnp.argmax(jnp.linalg.norm(move_QP, axis=1) <= state.radius)]
-        decrease = slope_P @ move_P - 0.5 * curvature_P @ move_P**2
-        # A coordinate that is held stays to the bit: the eigenbasis keeps it apart only to rounding.
-        theta_P = jnp.where(free_P, state.theta_P - basis_PP @ move_P, state.theta_P)
-        value, gradient_P, hessian_PP = evaluate(theta_P)
-        sound = jnp.isfinite(value) & jnp.isfinite(gradient_P).all() & jnp.isfinite(hessian_PP).all()
-        better = sound & (value <= state.value)
-        as_told = state.value - value > 0.5 * decrease
-        radius = state.radius * jnp.where(better, jnp.where(as_told, 2.0, 0.7), 0.25)
-        tried = _State(theta_P, value, gradient_P, hessian_PP, radius, decrease, state.iteration + 1)
-        stay = state._replace(radius=radius, decrease=decrease, iteration=tried.iteration)
-        return jax.tree.map(lambda a, b: jnp.where(better, a, b), tried, stay)
-
-    def unfinished(state):
-        return (state.iteration < 2) | (state.iteration < ITERATIONS) & (state.decrease > TOLERANCE)
-
-    # An infinite objective without a slope: the first step stays where it is and evaluates it, or rejects an unsound
-    # start.
-    infinity, one, count = jnp.full((), jnp.inf), jnp.ones(()), jnp.zeros((), jnp.int32)
-    start = _State(theta_P, infinity, jnp.zeros_like(theta_P), jnp.eye(len(theta_P)), one, infinity, count)
-    end = jax.lax.while_loop(unfinished, step, start)
-    return end.theta_P, end.value
+def _through_lanes(method: Method, advance: Callable, theta_KP: np.ndarray, weight_KR: np.ndarray) -> Minima:
+    """Solve K problems, LANES at a time; lanes that find no problem hold a copy of one, or its end."""
+    ends = Minima(np.empty_like(theta_KP), np.empty(len(theta_KP)))
+    problem_L = np.arange(LANES)
+    copied_L = problem_L % len(theta_KP)
+    state, weight_LR = newton.start(theta_KP[copied_L]), weight_KR[copied_L]
+    unsolved, following = len(theta_KP), LANES
+    while unsolved:
+        state = jax.tree.map(np.array, advance(state, weight_LR))
+        done_L = ~newton.unfinished(method, state) & (problem_L < len(theta_KP))
+        ends.theta_KP[problem_L[done_L]], ends.value_K[problem_L[done_L]] = state.theta_P[done_L], state.value[done_L]
+        unsolved -= done_L.sum()
+        problem_L[done_L] = following + np.arange(done_L.sum())
+        following += done_L.sum()
+        fresh_L = done_L & (problem_L < len(theta_KP))
+        weight_LR[fresh_L] = weight_KR[problem_L[fresh_L]]
+        for lanes, begun in zip(state, newton.start(theta_KP[problem_L[fresh_L]]), strict=True):
+            lanes[fresh_L] = begun
+    return ends
 
 
-def _chunks(rows_K: np.ndarray) -> Generator[np.ndarray]:
-    """Rows in pieces of CHUNK, the last filled up with copies of its last row so that every piece compiles the same."""
-    for start in range(0, len(rows_K), CHUNK):
-        piece = np.asarray(rows_K[start : start + CHUNK], dtype=np.float64)
-        yield np.concatenate([piece, np.repeat(piece[-1:], CHUNK - len(piece), axis=0)])
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _advance(method: Method, law: Law, state: newton.State, weight_LR, *, data, delta, free_P) -> newton.State:
+    """STRIDE steps of every lane that is not done."""
+
+    def one(state: newton.State, weight_R) -> newton.State:
+        stop = state.iteration + STRIDE
+        step = functools.partial(newton.step, method, law, weight_R=weight_R, data=data, delta=delta, free_P=free_P)
+        more = lambda state: newton.unfinished(method, state) & (state.iteration < stop)  # noqa: E731
+        return jax.lax.while_loop(more, step, state)
+
+    return jax.vmap(one)(state, weight_LR)

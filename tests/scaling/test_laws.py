@@ -93,13 +93,67 @@ def test_an_infinite_student_and_a_hopeless_teacher_give_the_teachers_loss(N, D,
     assert laws.distillation(BUSBRIDGE_DISTILLATION_CALIBRATED, N, D, L_T, alone) == pytest.approx(L_T, abs=1e-9)
 
 
-def test_infinite_data_makes_the_best_student_as_good_as_a_supervised_model():
+INFINITE_DATA = [  # N, L(N, inf), the lowest L_S(N, inf, L_T) and the L_T that gives it
+    (1e8, 2.5331, 2.5206, 2.3298),
+    (3e8, 2.2923, 2.2948, 2.1422),
+    (1e9, 2.0788, 2.0880, 1.9580),
+    (3e9, 1.9213, 1.9310, 1.8122),
+    (1e10, 1.7816, 1.7876, 1.6739),
+    (3e10, 1.6786, 1.6778, 1.5625),
+    (1e11, 1.5873, 1.5752, 1.4478),
+]
+
+
+@pytest.mark.parametrize("N, alone, student, teacher", INFINITE_DATA)
+def test_infinite_data_makes_the_best_student_as_good_as_a_supervised_model(N, alone, student, teacher):
     """Appendix E.6: min over teachers of L_S(N, inf, L_T) = L(N, inf), to 0.8 % with the printed digits."""
     L_T = np.linspace(1.25, 3.0, 20001)
-    for N in np.geomspace(1e8, 1e11, 7):
-        alone = laws.supervised(BUSBRIDGE_SUPERVISED, N, 1e60)
-        best = laws.distillation(BUSBRIDGE_DISTILLATION_PRINTED, N, 1e60, L_T, alone).min()
-        assert best == pytest.approx(alone, rel=0.008)
+    found = laws.supervised(BUSBRIDGE_SUPERVISED, N, 1e60)
+    loss = laws.distillation(BUSBRIDGE_DISTILLATION_PRINTED, N, 1e60, L_T, found)
+    assert loss.min() == pytest.approx(found, rel=0.008)
+    assert (found, loss.min(), L_T[loss.argmin()]) == pytest.approx((alone, student, teacher), abs=2e-4)
+
+
+@pytest.mark.parametrize(
+    "N_S, D_S, best",
+    [(N, 20 * N, L) for N, L in ((143e6, 2.159), (546e6, 2.051), (975e6, 2.019), (1.82e9, 1.947))]
+    + [(N, 1e12, L) for N, L in ((1e9, 1.988), (3e9, 1.849), (1e10, 1.712), (3e10, 1.573))]
+    + [(N, 16e12, L) for N, L in ((1e9, 1.968), (3e9, 1.825), (1e10, 1.688), (3e10, 1.576))],
+)
+def test_the_best_teacher_of_each_student_is_the_recomputed_one(N_S, D_S, best):
+    L_T = np.linspace(1.3, 2.7, 14001)
+    alone = laws.supervised(BUSBRIDGE_SUPERVISED, N_S, D_S)
+    loss = laws.distillation(BUSBRIDGE_DISTILLATION_CALIBRATED, N_S, D_S, L_T, alone)
+    assert L_T[loss.argmin()] == pytest.approx(best, abs=2e-3)
+
+
+@pytest.mark.parametrize(
+    "N_T, N_S, tokens",
+    [
+        (546e6, 198e6, 25e9),
+        (546e6, 546e6, 7e9),
+        (546e6, 1.82e9, 3.7e9),
+        (1.82e9, 546e6, 95e9),
+        (1.82e9, 975e6, 39e9),
+        (1.82e9, 1.82e9, 21e9),
+        (1.82e9, 7.75e9, 11e9),
+        (7.75e9, 198e6, 140e9),
+        (7.75e9, 975e6, 1.9e12),
+        (7.75e9, 1.82e9, 460e9),
+        (7.75e9, 7.75e9, 83e9),
+    ],
+)
+def test_from_these_tokens_on_a_student_is_better_off_without_its_teacher(N_T, N_S, tokens):
+    """A teacher of 20 tokens a parameter: below them distilling wins, above them training alone."""
+    L_T = laws.supervised(BUSBRIDGE_SUPERVISED, N_T, 20 * N_T)
+
+    def gain(D):
+        alone = laws.supervised(BUSBRIDGE_SUPERVISED, N_S, D)
+        return alone - laws.distillation(BUSBRIDGE_DISTILLATION_CALIBRATED, N_S, D, L_T, alone)
+
+    D = np.geomspace(1e9, 1e13, 4001)
+    crossing = D[np.flatnonzero(gain(D) > 0)[-1]]
+    assert crossing == pytest.approx(tokens, rel=0.06)
 
 
 def test_a_stronger_teacher_can_make_a_worse_student():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from jaxdistill.scaling import forms, laws, minimise
+from jaxdistill.scaling import forms, laws, minimise, newton
 
 DELTA = 1e-3
 
@@ -30,7 +30,7 @@ def value_and_gradient(data, scale):
     @jax.jit
     def both(x):
         theta = jnp.concatenate([x, jnp.zeros(1)])
-        f = lambda t: minimise.objective(forms.supervised_law, t, data, 1.0, DELTA)  # noqa: E731
+        f = lambda t: newton.objective(forms.supervised_law, t, data, 1.0, DELTA)  # noqa: E731
         value, gradient = jax.value_and_grad(f)(theta)
         return scale * value, scale * gradient[:5]
 
@@ -87,7 +87,7 @@ def test_gradient_and_hessian_match_finite_differences(form):
     delta = 0.05
 
     def f(theta):
-        return minimise.objective(form.law, theta, data, 1.0, delta)
+        return newton.objective(form.law, theta, data, 1.0, delta)
 
     gradient_at, hessian_at = jax.jit(jax.grad(f)), jax.jit(jax.hessian(f))
     step = 1e-5 * np.eye(len(theta))
