@@ -40,7 +40,7 @@ class Program:
       base: shapes of the parameters that are not trained, which teacher_params["base"] holds; empty for most runs.
     """
 
-    step: Callable
+    step: Any
     evaluate: Callable
     init: Callable
     begin: Callable
@@ -117,8 +117,8 @@ def build(
     )
     precise = precision(experiment.dtype)
     return Program(
-        step=together.in_turn(precise(jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)))),
-        evaluate=together.in_turn(precise(jax.jit(evaluate))),
+        step=together.in_turn(jax.jit(precise(step), donate_argnums=0, out_shardings=(shardings, None))),
+        evaluate=together.in_turn(jax.jit(precise(evaluate))),
         init=jax.jit(init, out_shardings=shardings),
         begin=jax.jit(begin, out_shardings=shardings, donate_argnums=0),
         abstract=checkpoint.abstract_like(abstract, shardings),
@@ -179,6 +179,7 @@ def precision(dtype: str) -> Callable[[Callable], Callable]:
     """Under the fp32 policy matmuls are computed in fp32 also where the hardware would rather not (TPU, TF32)."""
 
     def wrap(function):
+        @functools.wraps(function)
         def call(*args):
             with jax.default_matmul_precision("float32") if dtype == "float32" else contextlib.nullcontext():
                 return function(*args)

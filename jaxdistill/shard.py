@@ -21,10 +21,11 @@ class Shard:
         """The mesh axes that split a dimension, in arrays with the letters `own` (default: the letter alone)."""
         return ()
 
-    def local(self, function: Callable[..., Array], out: str, **arrays: Array) -> Array:
+    def local(self, function: Callable[..., Array], out: str, *, opaque: bool = False, **arrays: Array) -> Array:
         """function(**arrays) on each device's part of the arrays, which end in their letters; `out` are the result's.
 
         Inside, collectives over `axes` join the parts. A dimension of size 1 is whole on every device.
+        An `opaque` function has kernels, of which JAX cannot tell on which axes their results differ.
         """
         return function(**arrays)
 

@@ -4,6 +4,7 @@ Matmuls run in the dtype of their input; rotations and the softmax are computed 
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import Literal
@@ -13,18 +14,22 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from jaxdistill import device
 from jaxdistill.head import MASKED
-from jaxdistill.models import norms
+from jaxdistill.models import norms, splash
 from jaxdistill.models.adapters import add_adapter
 from jaxdistill.models.decoding import Past
 from jaxdistill.models.rotary import Angles, rotate
 from jaxdistill.models.weights import add_bias, bias, matrix
 from jaxdistill.shard import Shard
 
-Implementation = Literal["blocks", "xla", "cudnn"] | None
-"""Who mixes the values: `attend` here, or JAX's own; None takes the platform's default."""
+Implementation = Literal["blocks", "splash", "xla", "cudnn"] | None
+"""Who mixes the values: `attend` here, JAX's kernels for TPU where they serve (`splash`), or its functions for any
+platform; None takes the platform's default."""
 
-DEFAULT: Mapping[str, Implementation] = {"cpu": "blocks"}  # by benchmarks/huggingface_forward.py; elsewhere JAX chooses
+DEFAULT: Mapping[str, Implementation] = {"cpu": "blocks", "tpu": "splash"}
+"""On CPUs by benchmarks/huggingface_forward.py. On TPUs because whole scores do not fit: at 8192 positions they are
+8 GiB of fp32 a sequence and layer of Llama 3.1 8B (benchmarks/plans.py). Elsewhere JAX chooses."""
 
 BLOCK, BLOCKS = 64, 8  # queries of a block at least, and blocks at most: few enough to write out for any length
 
@@ -38,11 +43,15 @@ class View:
       mask: True where a query may look, bool [B or 1, 1, L, M].
       angles: of the rotary embedding; None where positions are learned.
       past: keys and values of tokens before, which M then counts; None where the sequence is all there is.
+      segment_BL: what the mask keeps apart, for kernels that make their own; None: one document.
+      is_local: bool, whether the layer has the window, where some have and some have not.
     """
 
     mask: Array
     angles: Angles | None
     past: Past | None = None
+    segment_BL: Array | None = None
+    is_local: Array | None = None
 
 
 def causal_mask(segment_BL: Array | None, length: int, window: int | None = None) -> Array:
@@ -174,16 +183,17 @@ class Attention(nnx.Module):
         *,
         last: bool = True,
     ) -> Array:
-        """The values under the probabilities, [B, L, H, K]; `last` is as `attend` has it."""
-        softcap, implementation = (
-            self.config.design.attention.softcap,
-            implementation or DEFAULT.get(jax.default_backend()),
-        )
-        if softcap is not None or implementation == "blocks":  # no fused kernel of JAX computes a soft-cap
+        """The values under the probabilities, [B, L, H, K]; `last` is as `attend` has it.
+
+        JAX chooses how where "splash" cannot serve.
+        """
+        softcap = self.config.design.attention.softcap
+        if softcap is not None or implementation == "blocks":  # no function of JAX computes a soft-cap
             return attend(q_BLHK, k_BMJK, v_BMJK, mask, self.scale, softcap, last=last)
         return jax.nn.dot_product_attention(
-            q_BLHK, k_BMJK, v_BMJK, mask=mask, scale=self.scale, implementation=implementation
-        )
+            q_BLHK, k_BMJK, v_BMJK, mask=mask, scale=self.scale,
+            implementation=None if implementation == "splash" else implementation,
+        )  # fmt: skip
 
     def _mix_parts(
         self, q_BLHK: Array, k_BLJK: Array, v_BLJK: Array, mask: Array, shard: Shard, implementation: Implementation
@@ -200,6 +210,16 @@ class Attention(nnx.Module):
 
         return shard.local(on_device, "BLHK", q_BLHK=q_BLHK, k_BLJK=k_BLJK, v_BLJK=v_BLJK, mask_BLM=mask[:, 0])
 
+    def _splash(self, q_BLHK: Array, k_BMJK: Array, v_BMJK: Array, view: View, shard: Shard) -> Array:
+        """As `_mix`, by kernels that form no scores."""
+        design = self.config.design.attention
+        arrays = q_BLHK, k_BMJK, v_BMJK, view.segment_BL
+        call = functools.partial(splash.attend, shard=shard, scale=self.scale, softcap=design.softcap)
+        if design.window is None or view.is_local is None:
+            return call(*arrays, window=None if design.window is None else design.window.size)
+        local = functools.partial(call, window=design.window.size)
+        return jax.lax.cond(view.is_local, local, call, *arrays)
+
     def __call__(
         self,
         x_BLD: Array,
@@ -215,8 +235,11 @@ class Attention(nnx.Module):
         k_BMJK, v_BMJK = (k_BLJK, v_BLJK) if view.past is None else view.past.join(k_BLJK, v_BLJK)
         if "attention" in keep:
             seen["attention"] = self.probabilities(q_BLHK, k_BMJK, view.mask)
+        implementation = implementation or DEFAULT.get(device.platform())
         if view.past is None and shard.axes("L", "BL"):
             mixed_BLHK = self._mix_parts(q_BLHK, k_BLJK, v_BLJK, view.mask, shard, implementation)
+        elif implementation == "splash" and view.past is None and splash.serves(x_BLD.shape[1]):
+            mixed_BLHK = self._splash(q_BLHK, k_BMJK, v_BMJK, view, shard)
         else:
             mixed_BLHK = self._mix(q_BLHK, k_BMJK, v_BMJK, view.mask, implementation)
         out_BLD = jnp.einsum("blhk,hkd->bld", mixed_BLHK, self.o_HKD[...].astype(x_BLD.dtype))

@@ -159,9 +159,10 @@ class Transformer:
       dtype: of activations and matmul inputs; parameters are kept in fp32 and cast where they are used.
       shard: called as shard(x, "BLD") on every activation worth placing; the identity runs on one device.
       remat: recompute each layer in the backward pass instead of keeping its activations.
-      implementation: of attention: "blocks" is ours and the default on CPUs; "xla" and "cudnn" as in
-        `jax.nn.dot_product_attention`, of which "cudnn" is fused and wants bfloat16 on an NVIDIA GPU. None takes the
-        platform's default. Models with a soft-cap on their scores have "blocks" only.
+      implementation: of attention: "blocks" is ours and the default on CPUs; "splash" are JAX's kernels for TPU and the
+        default there, for whole sequences of a multiple of 128 positions (for others JAX chooses); "xla" and "cudnn" as
+        in `jax.nn.dot_product_attention`, of which "cudnn" is fused and wants bfloat16 on an NVIDIA GPU. None takes the
+        platform's default. Models with a soft-cap on their scores have "blocks" and "splash" only.
       adapter_scale: factor on what the layers' adapters add, where parameters have some (`models.adapters`).
     """
 
@@ -238,6 +239,7 @@ class Transformer:
             position_BL = jnp.broadcast_to(jnp.arange(L, dtype=jnp.int32), (B, L))
         self._check_length(L)
         views = self._views(position_BL, functools.partial(causal_mask, segment_BL, L))
+        views = tuple(dataclasses.replace(view, segment_BL=segment_BL) for view in views)
 
         def block(names, x_BLD, layer):
             return self._layer(views, x_BLD, *layer, keep=names)
@@ -302,7 +304,7 @@ class Transformer:
     ) -> tuple[Array, dict[str, Array]]:
         """One layer on the stream: its output, and what is kept of it."""
         view = views[0] if is_local is None else jax.tree.map(functools.partial(jnp.where, is_local), *views)
-        view = dataclasses.replace(view, past=past)
+        view = dataclasses.replace(view, past=past, is_local=is_local)
         layer_params = quantised.widen(layer_params, self.dtype)
         module = _bind(self.config, layer_params, self.adapter_scale)
         return module(x_BLD, view, self.shard, implementation=self.implementation, keep=keep)

@@ -142,7 +142,7 @@ class OnMesh(Shard):
         claimed = _claims(own, self.rules)[own.index(letter)]
         return tuple(axis for axis in claimed if self.mesh.shape[axis] > 1)
 
-    def local(self, function: Callable[..., Array], out: str, **arrays: Array) -> Array:
+    def local(self, function: Callable[..., Array], out: str, *, opaque: bool = False, **arrays: Array) -> Array:
         def place(own: str, shape: tuple[int, ...] = ()) -> PartitionSpec:
             axes = (self.axes(letter, own) for letter in own)
             sizes = shape or (None,) * len(own)
@@ -150,6 +150,10 @@ class OnMesh(Shard):
 
         specs = {name: place(dims.letters(name), x.shape) for name, x in arrays.items()}
         mapped = jax.shard_map(
-            lambda arrays: function(**arrays), mesh=self.mesh, in_specs=(specs,), out_specs=place(out)
+            lambda arrays: function(**arrays),
+            mesh=self.mesh,
+            in_specs=(specs,),
+            out_specs=place(out),
+            check_vma=not opaque,
         )
         return mapped(arrays)

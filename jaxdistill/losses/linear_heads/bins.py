@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxdistill import device
 from jaxdistill.head import Head
 from jaxdistill.losses.linear_heads.stream import divide, join, pad, take
 
@@ -37,7 +38,7 @@ def best_width(columns: int, picked: int) -> int:
     128256 ids in chunks of 1024 tokens take 2.5 GiB at a width of 64 and 1.0 GiB at 128.
     """
     width = 2 ** max(0, round(math.log2(columns / picked) / 2))
-    return max(width, 128) if jax.default_backend() == "tpu" else width
+    return max(width, 128) if device.platform() == "tpu" else width
 
 
 def binned(x_BLV: Array, width: int, fill: float) -> Array:

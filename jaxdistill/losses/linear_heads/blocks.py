@@ -5,8 +5,7 @@ A block is what a core holds in its fast memory at one time. It changes how fast
 
 import dataclasses
 
-import jax
-
+from jaxdistill import device
 from jaxdistill.errors import InputError
 
 LANES = 128
@@ -137,7 +136,7 @@ def for_device(kind: str) -> Blocks:
 
 def tpu_blocks(blocks: TpuBlocks | None) -> TpuBlocks:
     """`blocks`, or those for the first device here; InputError where it is no TPU of the table."""
-    found = blocks or for_device(jax.devices()[0].device_kind)
+    found = blocks or for_device(device.kind())
     if not isinstance(found, TpuBlocks):
         raise InputError(
             "a TPU kernel takes TpuBlocks and runs on a TPU: pass blocks=..., or take the kernel for a GPU"
@@ -147,7 +146,7 @@ def tpu_blocks(blocks: TpuBlocks | None) -> TpuBlocks:
 
 def gpu_blocks(blocks: GpuBlocks | None) -> GpuBlocks:
     """`blocks`, or those for the first device here; InputError where it is no GPU of the table."""
-    found = blocks or for_device(jax.devices()[0].device_kind)
+    found = blocks or for_device(device.kind())
     if not isinstance(found, GpuBlocks):
         raise InputError(
             "a GPU kernel takes GpuBlocks and runs on a GPU: pass blocks=..., or take the kernel for a TPU"

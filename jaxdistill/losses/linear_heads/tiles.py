@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxdistill import device
 from jaxdistill.head import Head
 from jaxdistill.losses.linear_heads.sharding import Gradient
 from jaxdistill.losses.targets import NO_ID
@@ -32,7 +33,7 @@ class Tiles:
     @classmethod
     def of(cls, head: Head) -> "Tiles":
         tokens, rows = head.h_BLD.shape[0] * head.h_BLD.shape[1], head.w_VD.shape[0]
-        logits = TILE_LOGITS.get(jax.default_backend(), TILE_LOGITS["gpu"])
+        logits = TILE_LOGITS.get(device.platform(), TILE_LOGITS["gpu"])
         columns = min(rows, max(NARROWEST, logits // max(1, tokens)))
         return cls(head, columns, -(-rows // columns))
 

@@ -7,10 +7,10 @@ that, and back, is here. Pallas is imported where a kernel is used: it takes eve
 import dataclasses
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxdistill import device
 from jaxdistill.errors import InputError
 from jaxdistill.head import Head
 from jaxdistill.losses.linear_heads.blocks import GpuBlocks, TpuBlocks
@@ -169,7 +169,7 @@ def choose(implementation: Any, mode: str) -> Kernels:
     """
     if isinstance(implementation, PallasTpu | PallasMgpu):
         return implementation
-    name = implementation or DEFAULT.get(jax.default_backend(), "chunked")
+    name = implementation or DEFAULT.get(device.platform(), "chunked")
     known: dict[str, Kernels] = {"chunked": None, "pallas_tpu": PallasTpu()}
     if mode == "recompute":
         known["pallas_mgpu"] = PallasMgpu()
