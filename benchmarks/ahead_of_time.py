@@ -27,7 +27,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import report
-from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxdistill.losses.linear_heads.blocks import MIB, Tile, TpuBlocks, for_device
@@ -35,6 +34,7 @@ from jaxdistill.losses.linear_heads.sparse import pallas_tpu_tile as tile
 from jaxdistill.losses.linear_heads.sparse.pallas_tpu_backward import backward
 from jaxdistill.losses.linear_heads.sparse.pallas_tpu_elementwise import gradient, statistics
 from jaxdistill.losses.linear_heads.sparse.pallas_tpu_forward import forward
+from jaxdistill.parallel import aot
 
 TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
 T, D, V, S = 2048, 4096, 128_256, 50
@@ -98,14 +98,10 @@ def compile_kernel(chip: str, name: str) -> dict:
     """What the compiler says of one kernel; in a fresh process, since libtpu reads its settings once."""
     jax.config.update("jax_platforms", "cpu")
     with tempfile.TemporaryDirectory() as dump:
-        os.environ |= {
-            "TPU_SKIP_MDS_QUERY": "1",
-            "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-            "TPU_WORKER_HOSTNAMES": "localhost",
-            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-            "LIBTPU_INIT_ARGS": f"--xla_jf_dump_to={dump} --xla_jf_dump_llo_text=true",
-        }
-        device = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[chip]).devices[0]
+        topology = aot.topology(TOPOLOGIES[chip])
+        dumped = {"LIBTPU_INIT_ARGS": f"--xla_jf_dump_to={dump} --xla_jf_dump_llo_text=true"}
+        os.environ |= topology.environment() | dumped
+        device = topology.devices()[0]
         sharding = NamedSharding(Mesh(np.array([device]), ("device",)), PartitionSpec())
         kernel, blocks = KERNELS[name], for_device(device.device_kind)
         shapes = [SHAPES[key] if key != "z" else ((V, T), jnp.float32) for key in kernel.takes]

@@ -23,8 +23,8 @@ Memory of full grows as N V; of forward as a chunk and dW; of recompute as a til
 
 Times are the least of several rounds in which all programs of a case take turns. Memory is what a program is allotted
 beyond its inputs and results: XLA knows once it is compiled; of PyTorch, how far its allocator rises in a call. What
-would not fit the device is not run. Bytes moved are counted in the compiled program's text (traffic.py). dW, or the ids
-drawn, are compared with those of full.
+would not fit the device is not run. Bytes moved are counted in the compiled program's text (parallel/costs.py). dW, or
+the ids drawn, are compared with those of full.
 """
 
 import argparse

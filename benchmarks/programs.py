@@ -9,7 +9,8 @@ from typing import Any
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # other frameworks want some of a GPU as well
 
 import jax
-import traffic
+
+from jaxdistill.parallel import costs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +32,7 @@ def compiled(function: Callable, *arguments: Any) -> Program:
     """A JAX function compiled for these arguments."""
     program = jax.jit(function).lower(*arguments).compile()
     memory = program.memory_analysis().temp_size_in_bytes
-    return Program(lambda: jax.block_until_ready(program(*arguments)), memory, traffic.moved(program.as_text()))
+    return Program(lambda: jax.block_until_ready(program(*arguments)), memory, costs.moved(program.as_text()))
 
 
 def free_bytes() -> int:

@@ -11,13 +11,13 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxdistill.losses.linear_heads.blocks import for_device
 from jaxdistill.losses.linear_heads.sparse.pallas_tpu_backward import backward
 from jaxdistill.losses.linear_heads.sparse.pallas_tpu_elementwise import gradient, statistics
 from jaxdistill.losses.linear_heads.sparse.pallas_tpu_forward import forward
+from jaxdistill.parallel import aot
 
 TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
 S = 50
@@ -67,7 +67,7 @@ def report(function, T, D, V, sharding, *scalars):
 
 
 def main(chip, D, V, T=2048):
-    device = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[chip]).devices[0]
+    device = aot.topology(TOPOLOGIES[chip]).devices()[0]
     sharding = NamedSharding(Mesh(np.array([device]), ("device",)), PartitionSpec())
     blocks = for_device(device.device_kind)
     plain = lean(blocks, bias=False)

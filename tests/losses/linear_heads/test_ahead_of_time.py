@@ -1,6 +1,5 @@
 """The TPU kernels compiled by Mosaic for chips that are not here, through libtpu."""
 
-import importlib.util
 import json
 import os
 import pathlib
@@ -9,26 +8,20 @@ import sys
 
 import pytest
 
+from jaxdistill.parallel import aot
+
 CHIPS = ["v5e", "v5p", "v6e", "tpu7x"]
 SCRIPT = pathlib.Path(__file__).with_name("compile_for_tpu.py")
 T = 2048
-BESIDE = pathlib.Path(sys.prefix) / "libtpu"  # where `make test` puts it, out of JAX's way
 
 pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None and not BESIDE.is_dir(),
+    not aot.has_libtpu(),
     reason="libtpu is not installed: run `make test`, or pip install 'jaxdistill[tpu]'",
 )
 
 
 def compile_for(chip, D, V):
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": str(BESIDE),
-        "TPU_SKIP_MDS_QUERY": "1",  # there is no metadata server to ask what this machine is
-        "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # other workers compile too
-    }
+    environment = os.environ | aot.topology("v5e:2x2").environment()
     command = [sys.executable, str(SCRIPT), chip, str(D), str(V)]
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
