@@ -138,6 +138,28 @@ def sweep(options: argparse.Namespace) -> None:
         print(f"all runs finished: {table}; fit them with: jaxdistill fit {out}")
 
 
+def plan(options: argparse.Namespace) -> None:
+    """Compile an experiment's step for devices that need not be here: memory, communication, estimated time."""
+    from rich.console import Console
+
+    from jaxdistill.planning import answer
+    from jaxdistill.planning.worker import Question
+
+    if not Path(options.target).exists():
+        raise InputError(f"there is no experiment file or run directory {options.target}")
+    if wrong := [given for given in options.shape if given.count("=") != 1]:
+        raise InputError(f"--shape {wrong[0]} is not ROLE=SIZE, such as teacher=llama3_1_8b")
+    question = Question(
+        options.target, options.topology, options.preset, tuple(options.overrides),
+        dict(given.split("=") for given in options.shape), options.hlo,
+    )  # fmt: skip
+    quiet = Console(stderr=True, quiet=options.quiet)
+    if options.search is None:
+        answer.one(question, quiet, as_json=options.json)
+    else:
+        answer.many(question, options.search, options.processes, quiet, as_json=options.json)
+
+
 def fit(options: argparse.Namespace) -> None:
     """Fit scaling laws to a sweep and write the report."""
     from rich.console import Console
@@ -425,6 +447,28 @@ def parser() -> argparse.ArgumentParser:
     added.add_argument("target", help="an experiment file with sweep()")
     experiment_options(added, "the sweep directory")
     added.add_argument("--processes", type=int, help="runs at a time (default: one a GPU, or one a core)")
+
+    added = verb(plan, "jaxdistill plan experiments/pod.py --topology v5p:2x4x4 mesh.tensor=4 --search 8")
+    added.add_argument("target", help="an experiment file, or a run directory")
+    added.add_argument("overrides", nargs="*", metavar="path=value", help="change a field, such as mesh.tensor=4")
+    added.add_argument("--topology", required=True, help="v5p:2x4x4 or v5p-64, v5e:4x4, v6e:16x16, gpu:8, cpu:8")
+    added.add_argument("--preset", help="passed to the experiment file, where it knows presets")
+    added.add_argument(
+        "--shape", action="append", default=[], metavar="ROLE=SIZE",
+        help="of a model whose directory is not here: teacher=llama3_1_8b; repeat for more",
+    )  # fmt: skip
+    added.add_argument(
+        "--search",
+        nargs="?",
+        type=int,
+        const=12,
+        metavar="N",
+        help="compile up to N settings (12) and rank them",
+    )
+    added.add_argument("--processes", type=int, default=1, help="compilations at a time (default: 1)")
+    added.add_argument("--hlo", metavar="FILE", help="write the compiled program's text")
+    added.add_argument("--json", action="store_true", help="print what was found as JSON")
+    added.add_argument("--quiet", action="store_true", help="no progress view")
 
     added = verb(fit, "jaxdistill fit runs/scaling_law")
     added.add_argument("target", help="a sweep directory, or a CSV table with the columns N, D and loss")

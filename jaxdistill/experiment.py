@@ -179,6 +179,11 @@ def load_function(path: str | Path, name: str) -> Callable:
     return function
 
 
+def has(path: str | Path, name: str) -> bool:
+    """Whether an experiment file has a function of this name."""
+    return callable(getattr(load_module(path), name, None))
+
+
 def call(path: str | Path, name: str, **arguments: Any) -> Any:
     """The function `name` of an experiment file, called with the arguments that are not None."""
     function = load_function(path, name)

@@ -70,11 +70,15 @@ def load(
             "what it has learnt says nothing about the tokens of this run"
         )
     model = dataclasses.replace(make_model(experiment), dtype=jnp.dtype(dtype), remat=False)
-    abstract = jax.eval_shape(model.init, jax.random.key(0))
-    narrow = checkpoint.in_dtype(abstract, model.dtype)
-    on_mesh = checkpoint.abstract_like(narrow, rules.shardings(abstract, mesh, table))
     checkpoints = directory / "checkpoints"
-    return model, checkpoint.load_params(checkpoints, checkpoint.steps(checkpoints)[-1], on_mesh)
+    return model, checkpoint.load_params(checkpoints, checkpoint.steps(checkpoints)[-1], abstract(model, mesh, table))
+
+
+def abstract(model: Transformer, mesh: jax.sharding.Mesh, table: rules.Rules = rules.DEFAULT) -> Any:
+    """The parameters of a frozen model as shapes: in its compute dtype, and each in its place on the mesh."""
+    whole = jax.eval_shape(model.init, jax.random.key(0))
+    narrow = checkpoint.in_dtype(whole, model.dtype)
+    return checkpoint.abstract_like(narrow, rules.shardings(whole, mesh, table))
 
 
 def starting(directory: Path, start: Start, experiment: Experiment, tokenizer: Tokenizer) -> dict[str, Any]:

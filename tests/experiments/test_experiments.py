@@ -24,8 +24,10 @@ from jaxdistill.data import Batch
 from jaxdistill.data.windows import Beside
 from jaxdistill.experiment import Experiment, load_module
 from jaxdistill.losses.objective import Objective
+from jaxdistill.models.transformer import Config, Transformer
 from jaxdistill.parallel import rules
 from jaxdistill.parallel.mesh import AXES, Mesh
+from jaxdistill.planning import inputs
 from jaxdistill.program import make_model
 from jaxdistill.step import init_state, make_step
 from jaxdistill.teacher import Across
@@ -45,10 +47,11 @@ def check_golden(request, name, text):
     assert text == path.read_text()
 
 
-def trace(experiment: Experiment):
-    """The state after one step as shapes, without computing anything."""
+def trace(experiment: Experiment, shapes: dict[str, Config] = {}):  # noqa: B006
+    """The state after one step as shapes, without computing anything; `shapes` are of teachers elsewhere."""
     model = make_model(experiment)
-    teachers = {} if experiment.teacher is None else {"teacher": make_model(experiment.teacher.run)}
+    source = None if experiment.teacher is None else experiment.teacher.run
+    teachers = {} if source is None else {"teacher": Transformer(inputs.config_of("teacher", source, shapes))}
     keep, across, student = getattr(experiment.teacher, "keep", None), None, None
     if isinstance(experiment.teacher, Across):
         teacher, student = (Marks(*2 * [np.zeros(m.config.vocab_size, bool)]) for m in (teachers["teacher"], model))
@@ -82,7 +85,8 @@ def test_a_sweep_is_the_one_written_down(request, preset):
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_a_configuration_traces(file):
-    trace(load_module(file).config())
+    module = load_module(file)
+    trace(module.config(), module.shapes() if hasattr(module, "shapes") else {})
 
 
 @pytest.mark.parametrize("preset", PRESETS)

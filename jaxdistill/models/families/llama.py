@@ -49,6 +49,10 @@ def llama3_1_8b() -> Variant:
     return llama(128_256, 32, 4096, 32, 8, 14_336, rope_base=500_000.0, scaling=Llama3Scaling(8.0, 1.0, 4.0, 8192))
 
 
+def llama3_1_70b() -> Variant:
+    return llama(128_256, 80, 8192, 64, 8, 28_672, rope_base=500_000.0, scaling=Llama3Scaling(8.0, 1.0, 4.0, 8192))
+
+
 def llama3_2_1b() -> Variant:
     return llama(
         128_256, 16, 2048, 32, 8, 8192, rope_base=500_000.0, tied=True, scaling=Llama3Scaling(32.0, 1.0, 4.0, 8192)

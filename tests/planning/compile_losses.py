@@ -1,0 +1,68 @@
+"""Compile small steps of vocabulary-sharded losses for TPUs that are not here; prints what each sends, as JSON.
+
+python compile_losses.py v5e:2x2 cross_entropy forward_kl top_k sampled
+"""
+
+import dataclasses
+import json
+import sys
+import time
+
+import jax
+
+from jaxdistill import data
+from jaxdistill.experiment import Experiment
+from jaxdistill.losses.cross_entropy import CrossEntropy
+from jaxdistill.losses.forward_kl import ForwardKL
+from jaxdistill.losses.objective import Term
+from jaxdistill.losses.sampled import SampledCrossEntropy
+from jaxdistill.losses.top_k import TopKDivergence
+from jaxdistill.models import ladder
+from jaxdistill.parallel import aot, collectives, hlo
+from jaxdistill.parallel.mesh import Mesh
+from jaxdistill.planning import inputs
+from jaxdistill.teacher import Draws, Online, Top
+
+VOCABULARY, LENGTH, BATCH = 2048, 128, 4
+LOSSES = {
+    "cross_entropy": (CrossEntropy(), None),
+    "forward_kl": (ForwardKL(), None),
+    "top_k": (TopKDivergence(), Top(4)),
+    "sampled": (SampledCrossEntropy(), Draws(4)),
+}
+
+
+def experiment(name: str) -> Experiment:
+    loss, keep = LOSSES[name]
+    plain = Experiment(
+        model=ladder.laptop(64, VOCABULARY),
+        data=data.Tokens(data.Stdlib(), data.SentencePiece(VOCABULARY), length=LENGTH),
+        objective={"loss": Term(loss)},
+        steps=10,
+        batch=BATCH,
+        dtype="bfloat16",
+        mesh=Mesh(fsdp=2, tensor=2),
+    )
+    if name == "cross_entropy":
+        return plain
+    teacher = dataclasses.replace(plain, model=ladder.laptop(128, VOCABULARY), objective={"ce": Term(CrossEntropy())})
+    return dataclasses.replace(plain, teacher=Online(teacher, keep))
+
+
+def report(topology: aot.Topology, name: str) -> dict:
+    prepared = inputs.of(experiment(name), topology.devices(), {})
+    with jax.sharding.use_abstract_mesh(prepared.mesh.abstract_mesh):
+        compiled = prepared.program.step.lower(*prepared.arguments).compile()
+    module = hlo.parse(compiled.as_text())
+    sent = [
+        {"kind": one.kind, "axes": one.axes(prepared.mesh), "bytes": one.bytes, "times": one.times, "where": one.where}
+        for one in collectives.of(module, prepared.mesh.size)
+    ]
+    kernels = [line.name for line, _ in hlo.executed(module) if "tpu_custom_call" in line.rest]
+    return {"sent": sent, "kernels": kernels, "memory": aot.memory(compiled), "loops": hlo.unknown_loops(module)}
+
+
+if __name__ == "__main__":
+    began = time.monotonic()
+    print(json.dumps({name: report(aot.topology(sys.argv[1]), name) for name in sys.argv[2:]}))
+    print(f"{time.monotonic() - began:.0f} s", file=sys.stderr)
