@@ -25,5 +25,6 @@ def check_whole(vocabulary: Vocabulary, who: str) -> None:
     """Raise InputError where the vocabulary is sharded."""
     if vocabulary.axis is not None:
         raise InputError(
-            f"{who} sorts all logits of a token, which a sharded vocabulary does not have: set mesh.tensor to 1"
+            f"{who} needs all logits of a token at once, which a sharded vocabulary does not have: set "
+            f"{' and '.join(f'mesh.{axis}' for axis in vocabulary.axis)} to 1, or choose another table"
         )

@@ -50,8 +50,10 @@ def test_where_both_agree_nothing_is_divided_by_zero(draw, teach, gradient):
 
 
 def test_a_sharded_vocabulary_is_refused_in_one_sentence():
-    shard = dataclasses.replace(Vocabulary(), axis="tensor")
-    with pytest.raises(InputError, match=r"^AdaptiveKL sorts all logits .*: set mesh.tensor to 1$"):
+    shard = dataclasses.replace(Vocabulary(), axis=("tensor",))
+    with pytest.raises(
+        InputError, match=r"^AdaptiveKL needs all logits .*: set mesh.tensor to 1, or choose another table$"
+    ):
         AdaptiveKL().per_token(jnp.zeros((1, 1, 4)), jnp.zeros((1, 1, 4)), Labels(jnp.zeros((1, 1))), shard)
 
 

@@ -172,7 +172,7 @@ def test_on_a_sharded_vocabulary_value_and_gradient_are_the_same(draw, teach, bo
                 return z_teacher_BLV
 
         ones_BL = jnp.ones((2, 3))
-        return chunked.on_logits(divergence, z_BLV, Part(), ones_BL, Vocabulary(first, "shards"), True)
+        return chunked.on_logits(divergence, z_BLV, Part(), ones_BL, Vocabulary(first, ("shards",)), True)
 
     cut = lambda z: jnp.moveaxis(jnp.asarray(z).reshape(2, 3, number, -1), 2, 0)  # noqa: E731
     value, slope = jax.vmap(shard, axis_name="shards")(cut(z_BLV), cut(z_teacher_BLV), 8 * jnp.arange(number))

@@ -187,7 +187,9 @@ def on_shards(transform, target, z_BLV, number=4):
 
     def shard(z_BLV, heads, first):
         heads = dict(zip(("", *target.references), heads, strict=True))
-        return transform(Dense(target.label_BL, heads.pop(""), heads), INDEX).logits(z_BLV, Vocabulary(first, "shards"))
+        return transform(Dense(target.label_BL, heads.pop(""), heads), INDEX).logits(
+            z_BLV, Vocabulary(first, ("shards",))
+        )
 
     def cut(head):
         w_VD = head.w_VD.reshape(number, columns, -1)
@@ -208,7 +210,7 @@ def test_on_a_sharded_vocabulary_the_target_is_the_same(draw, teach, transform):
 
 @pytest.mark.parametrize("transform", SORTING, ids=str)
 def test_what_needs_all_logits_of_a_token_refuses_a_sharded_vocabulary(draw, teach, transform):
-    with pytest.raises(InputError, match=r"sorts all logits of a token, .* set mesh.tensor to 1"):
+    with pytest.raises(InputError, match=r"needs all logits of a token at once, .* set mesh.shards to 1"):
         on_shards(transform, teach(draw(1, 2.0, 32), LABEL), draw(0, 2.0, 32))
 
 

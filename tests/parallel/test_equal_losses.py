@@ -39,7 +39,12 @@ CACHED = {"top-k": Top(8), "sampled": Draws(12)}
 
 QUICKLY = {
     "kl, FSDP x TP, in micro-batches": {"kind": "kl", **MESHES["FSDP x TP"], "accumulate": 2},
-    "kl, context, a teacher by tensor": {"kind": "kl", **MESHES["context"], "teacher_table": "tensor"},
+    "kl, context, a teacher by tensor": {
+        "kind": "kl",
+        **MESHES["context"],
+        "teacher_table": "tensor",
+        "validate": True,
+    },
     "top-k, HSDP": {"kind": "top-k", **MESHES["HSDP"]},
     "top-k, data": {"kind": "top-k", **MESHES["data"]},
     "sampled, DP": {"kind": "sampled", **MESHES["DP"]},
@@ -51,10 +56,10 @@ QUICKLY = {
     "sampled, apart": {"kind": "sampled", "placement": "apart", "of_teacher": {"data": 2}, "accumulate": 2},
     "alm, apart": {"kind": "alm", "placement": "apart", "mesh": {"context": 2}},
 }
-THOROUGH = {f"{kind}, {name}": {"kind": kind, **mesh} for kind in KINDS for name, mesh in MESHES.items()}
-THOROUGH |= {
-    f"{kind}, {name}, cached": {"kind": kind, **mesh, "placement": "cached"}
-    for kind in CACHED
+THOROUGH = {
+    f"{kind}, {name}, {placement}": {"kind": kind, **mesh, "placement": placement, "validate": True}
+    for placement, kinds in {"online": KINDS, "cached": CACHED}.items()
+    for kind in kinds
     for name, mesh in MESHES.items()
 }
 THOROUGH |= {
@@ -100,10 +105,22 @@ def found(tiny, draws):
     return train(tiny, QUICKLY, {"sampled": draws})
 
 
+ROUNDING = 2e-5  # sums of 512 tokens in another order differ by some 1e-7; 20 steps of Adam make a little more of it
+MOVED = 5e-4  # two of the 6144 draws of a step, each with 1/12 of a token's weight and a few nats
+
+
+def is_equal(case, losses, alone):
+    """To rounding. The rounding of a live teacher's logits moves a random draw in some 10^5 to a neighbour: then a few
+    steps differ by as much as a draw is worth, and most do not."""
+    apart = np.abs(losses / alone - 1)
+    if case["kind"] == "sampled" and case.get("placement") != "cached":
+        return apart.max() < MOVED and np.median(apart) < ROUNDING
+    return apart.max() < ROUNDING
+
+
 @pytest.mark.parametrize("case", QUICKLY)
 def test_eight_devices_give_the_losses_of_one(found, case):
-    # Sums of 512 tokens in another order differ by some 1e-7 relative; 20 steps of Adam make a little more of it.
-    np.testing.assert_allclose(*found[case], rtol=2e-5)
+    assert is_equal(QUICKLY[case], *found[case]), found[case]
 
 
 def test_the_losses_are_those_of_learning(found):
@@ -114,8 +131,7 @@ def test_the_losses_are_those_of_learning(found):
 @pytest.mark.slow
 def test_every_kind_and_placement_on_every_mesh_gives_the_losses_of_one_device(tiny, teacher, draws):
     found = train(tiny, THOROUGH, {"sampled": draws, "top-k": build(tiny, teacher, "top-k")})
-    apart = {case: np.abs(losses / alone - 1).max() for case, (losses, alone) in found.items()}
-    assert {case: worst for case, worst in apart.items() if worst > 2e-5} == {}
+    assert {case: both for case, both in found.items() if not is_equal(THOROUGH[case], *both)} == {}
 
 
 def test_eight_devices_make_the_cache_of_one(draws, teacher):

@@ -55,6 +55,7 @@ class Case:
     of_teacher: dict[str, int] = dataclasses.field(default_factory=dict)
     accumulate: int = 1
     model: str = "dense"
+    validate: bool = False
 
 
 def experiment_of(case: Case, tiny: Any) -> Experiment:
@@ -115,7 +116,7 @@ def paired(tokens: data.Tokens, length: int):
 
 
 def losses(case: Case, tiny: Any, caches: dict[str, str], devices: Any = None) -> list[float]:
-    """The loss of every step, and the last validation loss, from one start and order of data."""
+    """The loss of every step, from one start and order of data, and, where asked, the validation loss after them."""
     experiment = experiment_of(case, tiny)
     (_, mesh), dataset = experiment.meshes(devices), data.prepare(experiment.data, quiet=True)
     teacher, marks, attach = TEACHER_MODEL, None, lambda batch: batch
@@ -143,6 +144,8 @@ def losses(case: Case, tiny: Any, caches: dict[str, str], devices: Any = None) -
         coef = {name: np.float32(term.at(step, STEPS)) for name, term in experiment.objective.items()}
         state, metrics = program.step(state, params, batch, experiment.optim.rates(step, STEPS), coef)
         found.append(float(metrics["loss"]))
+    if not case.validate:
+        return found
     sums = program.evaluate(state.params, params, program.place(next(dataset.validation(experiment.batch))))
     return [*found, float(sums["cross_entropy"]) / float(sums["tokens"])]
 
@@ -152,11 +155,12 @@ def main(tiny: str, cases: str, caches: str) -> None:
     for name, fields in json.loads(cases).items():
         case = Case(**fields)
         placement = "online" if case.placement == "apart" else case.placement
-        plain = Case(case.kind, {}, placement=placement, model=case.model)
+        plain = Case(case.kind, {}, placement=placement, model=case.model, validate=True)
         key = (case.kind, placement, case.model)
         if key not in alone:
             alone[key] = losses(plain, module, made, jax.devices()[:1])
-        print(json.dumps({"case": name, "losses": losses(case, module, made), "alone": alone[key]}), flush=True)
+        found = losses(case, module, made)
+        print(json.dumps({"case": name, "losses": found, "alone": alone[key][: len(found)]}), flush=True)
 
 
 if __name__ == "__main__":

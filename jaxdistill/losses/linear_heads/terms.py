@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdistill.errors import InputError
 from jaxdistill.losses.linear_heads.divergence import chunked as divergence
 from jaxdistill.losses.linear_heads.sparse import chunked as sparse
 from jaxdistill.losses.linear_heads.sparse.kernels import Kernels
 from jaxdistill.losses.loss import Divergence, Sparse
 from jaxdistill.losses.objective import Objective
+from jaxdistill.losses.ranks import check_whole
 from jaxdistill.losses.vocabulary import Vocabulary
 
 
@@ -75,11 +75,7 @@ class OnChunk:
             )
             gradients += [] if dz_BLV is None else [dz_BLV]
         for name, loss in others.items():
-            if vocabulary.axis is not None:
-                raise InputError(
-                    f"{name} reads all logits of a token at once, which a sharded vocabulary does not have: "
-                    f"set mesh.{vocabulary.axis[-1]} to 1, or choose another table"
-                )
+            check_whole(vocabulary, name)
             values[name], pull_back = jax.vjp(functools.partial(loss, target=targets[name]), z_BLV)
             gradients += pull_back(factor[name]) if with_gradient else []
         function, temperatures, id_BLS = together(few, targets, factor, z_BLV.shape[:2])

@@ -85,7 +85,8 @@ KINDS = {
     "sampled": (Sampled(LABEL_BL, ID_BLS, P_BLS), [Term(SampledCrossEntropy()), Term(CrossEntropy())]),
 }  # fmt: skip
 SORTING = [
-    Term(AdaptiveKL()), Term(SortedL1()), Term(Sinkhorn()), Term(ForwardKL(), target=truncate.Truncate("top_k", 5)),
+    Term(AdaptiveKL()), Term(SortedL1()), Term(Sinkhorn(window=2)),
+    Term(ForwardKL(), target=truncate.Truncate("top_k", 5)),
 ]  # fmt: skip
 
 
@@ -146,7 +147,7 @@ def main():
             }
     mesh, layout = LAYOUTS["vocabulary"]
     sharding = dataclasses.replace(layout, mesh=mesh.build())
-    found["refused"] = {type(term.loss).__name__: refusal(term, sharding) for term in SORTING}
+    found["refused"] = [refusal(term, sharding) for term in SORTING]
     print(json.dumps(found))
 
 
