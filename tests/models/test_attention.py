@@ -68,6 +68,14 @@ def test_the_last_queries_alone_get_what_they_get_among_all(last):
     np.testing.assert_allclose(alone, expected[:, -last:], rtol=0, atol=bound)
 
 
+def test_queries_from_the_middle_get_what_they_get_among_all():
+    q, k, v = random_qkv(L=150)
+    mask, middle = attention.causal_mask(None, 150), slice(20, 110)
+    expected, bound = definition(q, k, v, mask, 0.3)
+    alone = attention.attend(q[:, middle], k, v, mask[:, :, middle], 0.3, last=False)
+    np.testing.assert_allclose(alone, expected[:, middle], rtol=0, atol=bound)
+
+
 def test_a_block_does_not_read_the_keys_behind_it():
     q, k, v = random_qkv(L=150)
     end, mask = attention.BLOCK, attention.causal_mask(None, 150)
