@@ -102,8 +102,8 @@ def test_axes_and_tables_that_are_not_asked_for_leave_a_text_as_it_was(supervise
 
 
 def test_every_letter_of_the_model_has_a_rule_and_others_are_refused():
-    with pytest.raises(InputError, match="no rule for C"):
-        rules.spec("CDF")
+    with pytest.raises(InputError, match="no rule for S"):
+        rules.spec("BLS")
 
 
 def test_moments_lie_where_their_parameters_do():
