@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxdistill.errors import InputError, Interrupted
+from jaxdistill.launchers import options as launchers
 from jaxdistill.version import __version__
 
 
@@ -56,10 +57,10 @@ def _answer(error: BaseException) -> tuple[str, int] | None:
 
 def _place(options: argparse.Namespace):
     """Where this process stands among those of one run. InputError where several were started for another verb."""
-    from jaxdistill import sweep
+    from jaxdistill.launchers import process
     from jaxdistill.parallel import places
 
-    if sweep.LEASH in os.environ:  # a run of a sweep is one process, whatever has started the sweep
+    if process.LEASH in os.environ:  # a run of a sweep is one process, whatever has started the sweep
         return None
     if options.verb in (run, cache_build):
         return places.find(options.coordinator, options.processes, options.process)
@@ -88,6 +89,7 @@ def run(options: argparse.Namespace) -> None:
     from jaxdistill import run as runner
     from jaxdistill.cache.recipe import Adopted, Recipe
     from jaxdistill.experiment import Experiment, call
+    from jaxdistill.launchers import process
     from jaxdistill.parallel import together
 
     def work(point, directory: Path, **more) -> None:
@@ -104,7 +106,7 @@ def run(options: argparse.Namespace) -> None:
     if target.is_dir():
         if options.overrides:
             raise InputError(f"{target} is a run directory, whose configuration is fixed; override an experiment file")
-        patience = 60.0 if sweep.follow() else 0.0  # for the run of a killed sweep, which is saving
+        patience = 60.0 if process.follow() else 0.0  # for the run of a killed sweep, which is saving
         work(rundir.read_config(target), target, patience=patience)
         out = target
     else:
@@ -123,8 +125,10 @@ def sweep(options: argparse.Namespace) -> None:
     """Run every point of an experiment's sweep()."""
     from jaxdistill import sweep as sweeps
     from jaxdistill.experiment import call
+    from jaxdistill.launchers.options import chosen
 
     target = Path(options.target)
+    launcher = chosen(options)
     points = call(target, "sweep", preset=options.preset)
     points = {name: sweeps.override_all(point, options.overrides) for name, point in points.items()}
     out = Path(options.out or Path("runs") / target.stem)
@@ -133,7 +137,7 @@ def sweep(options: argparse.Namespace) -> None:
             protocol = getattr(point.experiment, "protocol", "cache")
             print(f"{point.name:32s} {sweeps.cost(point.experiment):9.2e} FLOPs  {protocol}")
         return
-    table = sweeps.sweep(points, out, experiment_file=target, processes=options.processes, quiet=options.quiet)
+    table = sweeps.sweep(points, out, experiment_file=target, launcher=launcher, quiet=options.quiet)
     if not options.quiet:
         print(f"all runs finished: {table}; fit them with: jaxdistill fit {out}")
 
@@ -443,10 +447,10 @@ def parser() -> argparse.ArgumentParser:
     experiment_options(added, "the run directory")
     place_options(added)
 
-    added = verb(sweep, "jaxdistill sweep experiments/scaling_law.py --preset laptop")
+    added = verb(sweep, "jaxdistill sweep experiments/scaling_law.py --launcher ray --address auto --cpus-per-run 4")
     added.add_argument("target", help="an experiment file with sweep()")
     experiment_options(added, "the sweep directory")
-    added.add_argument("--processes", type=int, help="runs at a time (default: one a GPU, or one a core)")
+    launchers.add(added)
 
     added = verb(plan, "jaxdistill plan experiments/pod.py --topology v5p:2x4x4 mesh.tensor=4 --search 8")
     added.add_argument("target", help="an experiment file, or a run directory")

@@ -5,15 +5,11 @@ student waits for its teacher, which is trained once for all who name it. Kill a
 goes on.
 """
 
+import contextlib
 import dataclasses
-import glob
-import os
 import signal
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +21,17 @@ from jaxdistill import config as configs
 from jaxdistill.cache.recipe import Recipe
 from jaxdistill.errors import InputError
 from jaxdistill.experiment import Experiment
+from jaxdistill.launchers import Launcher, Local
+from jaxdistill.launchers.launcher import LOST
+from jaxdistill.launchers.process import last_line
 from jaxdistill.scaling import flops
 from jaxdistill.start import START
 
 Work = Experiment | Recipe
 """What is run in a directory of its own: a training run or a cache, both decided by their configuration."""
 
-LEASH = "JAXDISTILL_LEASH"
-"""Set for runs that a sweep has started: their standard input ends when the sweep does, and they stop with it."""
+FAILURES, LOSSES = 2, 5
+"""A run has failed when it has done so twice, or when it has lost its machine five times without a step in between."""
 
 
 def override_all(experiment: Experiment, assignments: Iterable[str]) -> Experiment:
@@ -88,6 +87,8 @@ class Point:
       needs: the points whose result it waits for.
       state: "waiting", "running", "finished", "failed".
       attempts: how often it was started by this sweep.
+      failures, losses, reached: how often it failed itself; how often it was interrupted from outside since its last
+        step, and how far it had come.
     """
 
     name: str
@@ -96,6 +97,21 @@ class Point:
     needs: tuple[str, ...] = ()
     state: str = "waiting"
     attempts: int = 0
+    failures: int = 0
+    losses: int = 0
+    reached: float = 0.0
+
+    def ended(self, status: int | None) -> None:
+        """Take note of how its process has ended: what comes of the point is its new state."""
+        reached = self.progress()
+        if status is LOST or status == 128 + signal.SIGTERM:
+            self.losses = 1 if reached > self.reached else self.losses + 1
+        else:
+            self.failures += 1
+        self.reached = reached
+        done = status == 0 and rundir.is_finished(self.directory)
+        again = self.failures < FAILURES and self.losses < LOSSES
+        self.state = "finished" if done else "waiting" if again else "failed"
 
     def progress(self) -> float:
         """The share of its steps that has been logged."""
@@ -103,12 +119,6 @@ class Point:
             return caching.progress(self.directory)
         rows = metrics.read(self.directory / rundir.METRICS)
         return rows[-1]["step"] / self.experiment.steps if rows else 0.0
-
-    def complaint(self) -> str:
-        """The last line it printed."""
-        log = self.directory / "log.txt"
-        lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
-        return lines[-1] if lines else "it printed nothing"
 
 
 def plan(points: Mapping[str, Work], directory: Path) -> list[Point]:
@@ -125,64 +135,12 @@ def plan(points: Mapping[str, Work], directory: Path) -> list[Point]:
     return sorted(planned, key=lambda point: (point.name not in wanted, -cost(point.experiment)))
 
 
-class Local:
-    """Runs as processes of this machine, each with its share of the cores or with a GPU of its own.
-
-    Args:
-      processes: how many at a time; None takes one a GPU, or one a core where there is none.
-    """
-
-    def __init__(self, processes: int | None = None):
-        gpus = sorted(glob.glob("/dev/nvidia[0-9]*"))
-        other = glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*")
-        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-        default = len(gpus) or (1 if other else len(cores) or os.cpu_count() or 1)
-        self.slots = processes or default
-        self._cpu_only = not gpus and not other
-        self._gpus, self._cores = gpus, cores
-        self._running: dict[int, tuple[Point, subprocess.Popen]] = {}
-
-    def free(self) -> bool:
-        return len(self._running) < self.slots
-
-    def start(self, point: Point) -> None:
-        """Start or continue a point in a free slot."""
-        slot = min(set(range(self.slots)) - self._running.keys())
-        environment = {"JAX_TRACEBACK_FILTERING": "off", **os.environ, LEASH: "1"}  # whole traces in log.txt
-        if self._gpus and self.slots > 1:
-            environment["CUDA_VISIBLE_DEVICES"] = str(slot % len(self._gpus))
-        with open(point.directory / "log.txt", "ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "jaxdistill", "run", str(point.directory), "--quiet"],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,
-            )
-        if self._cpu_only and len(self._cores) >= self.slots > 1:
-            os.sched_setaffinity(process.pid, self._cores[slot :: self.slots])
-        self._running[slot] = (point, process)
-
-    def finished(self) -> list[tuple[Point, int]]:
-        """Points whose process has ended since the last call, with its exit status."""
-        ended = [slot for slot, (_, process) in self._running.items() if process.poll() is not None]
-        return [(point, process.returncode) for point, process in map(self._running.pop, ended)]
-
-    def stop(self) -> None:
-        """Ask every run to save and stop, and wait until it has."""
-        for _, process in self._running.values():
-            process.send_signal(signal.SIGTERM)
-        for _, process in self._running.values():
-            process.wait()
-
-
 def sweep(
     points: Mapping[str, Experiment],
     directory: str | Path,
     *,
     experiment_file: Path | None = None,
-    processes: int | None = None,
+    launcher: Launcher | None = None,
     quiet: bool = False,
 ) -> Path:
     """Run every point to its end and write the table of runs; gives the path of runs.csv.
@@ -191,7 +149,7 @@ def sweep(
       points: experiments by name; a name is a directory below `directory`.
       directory: of the sweep.
       experiment_file: kept in every run directory.
-      processes: runs at a time, as for `Local`.
+      launcher: what starts the runs, and where; default `launchers.Local()`, processes of this machine.
       quiet: no progress view.
 
     Raises:
@@ -207,13 +165,12 @@ def sweep(
             if rundir.is_finished(point.directory):
                 point.state = "finished"
         _prepare_data(planned, quiet)
-        _run_all(planned, Local(processes), quiet)
+        _run_all(planned, launcher or Local(), quiet)
         table = analysis.write_table(directory)
     if failed := [point for point in planned if point.state != "finished"]:
         first = failed[0]
-        raise InputError(
-            f"{len(failed)} of {len(planned)} runs did not finish; the first is {first.directory}: {first.complaint()}"
-        )
+        said = last_line(first.directory)
+        raise InputError(f"{len(failed)} of {len(planned)} runs did not finish; the first is {first.directory}: {said}")
     return table
 
 
@@ -224,48 +181,46 @@ def _prepare_data(planned: list[Point], quiet: bool) -> None:
         data.prepare(tokens, quiet=quiet)
 
 
-def _run_all(planned: list[Point], launcher: Local, quiet: bool) -> None:
-    with _stopping(launcher), _View(planned, quiet) as view:
+def _run_all(planned: list[Point], launcher: Launcher, quiet: bool) -> None:
+    points = {point.directory: point for point in planned}
+    needed = any(point.state != "finished" for point in planned)
+    with launcher if needed else contextlib.nullcontext(), _terminating(), _View(planned, launcher.verb, quiet) as view:
         while True:
             finished = {point.name for point in planned if point.state == "finished"}
             ready = [point for point in planned if point.state == "waiting" and finished.issuperset(point.needs)]
             while ready and launcher.free():
                 point = ready.pop(0)
                 point.state, point.attempts = "running", point.attempts + 1
-                launcher.start(point)
+                launcher.start(point.directory)
                 view.started(point)
             if not any(point.state == "running" for point in planned):
                 return  # all done, or what is left waits for a run that failed
             time.sleep(0.1)
-            for point, status in launcher.finished():
-                done = status == 0 and rundir.is_finished(point.directory)
-                point.state = "finished" if done else "waiting" if point.attempts < 2 else "failed"
-                view.ended(point)
+            for directory, status in launcher.finished():
+                points[directory].ended(status)
+                view.ended(points[directory])
             view.update()
 
 
-class _stopping:
-    """Stops the runs of a launcher with the sweep, when it is told to stop or fails."""
+@contextlib.contextmanager
+def _terminating() -> Generator[None]:
+    """SIGTERM stops a sweep as Ctrl-C does."""
 
-    def __init__(self, launcher: Local):
-        self._launcher = launcher
-
-    def __enter__(self) -> None:
-        self._before = signal.signal(signal.SIGTERM, self._terminate)
-
-    def _terminate(self, number, frame) -> None:
+    def interrupt(number, frame):
         raise KeyboardInterrupt
 
-    def __exit__(self, kind, error, trace) -> None:
-        signal.signal(signal.SIGTERM, self._before)
-        self._launcher.stop()
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class _View:
     """One view of the whole sweep: bars in a terminal, a line an event elsewhere."""
 
-    def __init__(self, planned: list[Point], quiet: bool):
-        self._planned, self._quiet = planned, quiet
+    def __init__(self, planned: list[Point], verb: str, quiet: bool):
+        self._planned, self._verb = planned, verb
         self._costs = {point.name: cost(point.experiment) for point in planned}
         self._console = Console(stderr=True, quiet=quiet)
         self._live = self._console.is_terminal and not quiet
@@ -294,13 +249,13 @@ class _View:
 
     def started(self, point: Point) -> None:
         again = " again" if point.attempts > 1 else ""
-        self._say(f"  started {point.name}{again}")
+        self._say(f"  {self._verb} {point.name}{again}")
         self._tasks[point.name] = self._bars.add_task(f"  {point.name}", total=1.0)
 
     def ended(self, point: Point) -> None:
         self._bars.remove_task(self._tasks.pop(point.name))
         if point.state != "finished":
-            self._console.print(f"  {point.name} stopped: {point.complaint()}", style="red", highlight=False)
+            self._console.print(f"  {point.name} stopped: {last_line(point.directory)}", style="red", highlight=False)
         self._say(f"{self._summary()} ({point.name})")
 
     def update(self) -> None:
@@ -314,18 +269,3 @@ class _View:
                 self._bars.update(self._tasks[point.name], completed=progress[point.name])
         done = sum(self._costs[name] * share for name, share in progress.items())
         self._bars.update(self._total, completed=done, description=self._summary())
-
-
-def follow() -> bool:
-    """In a run that a sweep has started: watch for the sweep's end, however it comes, and stop with it.
-
-    Gives whether this is such a run.
-    """
-
-    def watch() -> None:
-        os.read(sys.stdin.fileno(), 1)  # nothing is ever written: this returns when the sweep is gone
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    if LEASH in os.environ:
-        threading.Thread(target=watch, daemon=True).start()
-    return LEASH in os.environ

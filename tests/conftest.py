@@ -3,6 +3,7 @@
 import os
 import pathlib
 
+import jax
 import pytest
 
 from jaxdistill.experiment import Experiment, load_module
@@ -28,11 +29,15 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory, worker_id):
-    """A cache of prepared data and compiled programs, shared by the workers of one test session."""
+    """A cache of prepared data and compiled programs, shared by the workers of one test session and what they start."""
     root = tmp_path_factory.getbasetemp()
     directory = (root if worker_id == "master" else root.parent) / "cache"
+    programs = {"jax_compilation_cache_dir": str(directory / "xla"), "jax_persistent_cache_min_compile_time_secs": 0.2}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAXDISTILL_CACHE", str(directory))
+        for name, value in programs.items():
+            patch.setenv(name.upper(), str(value))
+            jax.config.update(name, value)
         yield directory
 
 
