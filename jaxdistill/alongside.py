@@ -158,7 +158,8 @@ def _over_places(loss: PairedLoss, heads, more, counts_BL, match_V, sharding: Sh
     def block(chunk):
         here = stream.take(inputs, chunk, size)
         log_q_BLV, log_p_BLV = (
-            jax.nn.log_softmax(here[side].logits())[..., : here[side].vocab_size] + here[more][..., None]
+            jax.nn.log_softmax(sharding.whole(here[side].logits()))[..., : here[side].vocab_size]
+            + here[more][..., None]
             for side, more in (("own", "more_BL"), ("other", "more_other_BL"))
         )
         return jnp.where(here["counts_BL"], loss(log_q_BLV, log_p_BLV, match_V), 0)

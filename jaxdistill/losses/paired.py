@@ -9,6 +9,7 @@ import dataclasses
 from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jaxdistill.errors import InputError
@@ -36,7 +37,7 @@ class PairedLoss:
         raise NotImplementedError
 
     def __call__(self, log_q_BLV: Array, log_p_BLV: Array, match_V: Any) -> Array:
-        """`match_V` is int32, the teacher's id for each of the student's, negative where it has none."""
+        """`match_V` is int32 in NumPy, the teacher's id for each of the student's, negative where it has none."""
         raise NotImplementedError
 
 
@@ -100,13 +101,13 @@ class Gold(PairedLoss):
 
     def __call__(self, log_q_BLV: Array, log_p_BLV: Array, match_V: Any) -> Array:
         ids = log_p_BLV.shape[-1]
-        has_V, there_V = match_V >= 0, jnp.maximum(match_V, 0)
-        is_taken_V = jnp.zeros(ids, jnp.int32).at[jnp.where(has_V, match_V, ids)].set(1, mode="drop") > 0
+        has_V, there_V = match_V >= 0, np.maximum(match_V, 0)
+        is_taken_V = np.isin(np.arange(ids), match_V)
         log_same_BLV = jnp.where(has_V, log_p_BLV[..., there_V], log_q_BLV)
         (by_name_BLV,) = JensenShannon(self.beta).points(log_same_BLV, log_q_BLV, has_V)
         by_rank_BL = sorted_distance(
             jnp.where(has_V, 0, jnp.exp(log_q_BLV)), jnp.where(is_taken_V, 0, jnp.exp(log_p_BLV))
         )
-        share = jnp.sum(is_taken_V) / ids if self.matched is None else self.matched
+        share = float(is_taken_V.mean()) if self.matched is None else self.matched
         rest = 1 - share if self.unmatched is None else self.unmatched
         return share * jnp.sum(jnp.where(has_V, by_name_BLV, 0), axis=-1) + rest * by_rank_BL

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 from jax import Array
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxdistill import dims
 from jaxdistill.losses.vocabulary import Vocabulary
@@ -64,6 +64,12 @@ class Sharding:
             return PartitionSpec(self.sequences or None, self.positions or None)
         axes = {"V": self.vocabulary or None, "D": self.width or None}
         return PartitionSpec(*(axes[c] for c in own if own in ("V", "VD")))
+
+    def whole(self, z_BLV: Array) -> Array:
+        """The logits with all their columns on every device that has their tokens, for what sorts them."""
+        if self.mesh is None:
+            return z_BLV
+        return jax.lax.with_sharding_constraint(z_BLV, NamedSharding(self.mesh, self.spec("BLV")))
 
     def specs(self, tree: Any) -> Any:
         """The places of all arrays of a tree, by the letters of their names."""
