@@ -164,7 +164,7 @@ def final_losses(width: int, base_width: int, batches: Batch) -> np.ndarray:
     def train(peak):
         def body(state, now):
             batch, rates = now
-            return step(state, None, batch, rates | {"learning_rate": peak * rates["learning_rate"]}, {"ce": 1.0})
+            return step(state, {}, batch, rates | {"learning_rate": peak * rates["learning_rate"]}, {"ce": 1.0})
 
         state = init_state(model, optim, jax.random.key(1, impl="rbg"))  # whose draws compile in a third of the time
         return jax.lax.scan(body, state, (batches, rates))[1]["loss"]

@@ -104,7 +104,7 @@ def plain_gradient(params, batch):
 def test_the_gradient_is_that_of_the_mean_over_all_tokens_however_the_batch_is_cut(state, accumulate):
     batch = random_batch()
     assert accumulate < 4 or not micro_batches(batch, 4).weight_BL[1].any()
-    after, metrics = take_step(state, None, batch, objective=CE, coef={"ce": 1.0}, accumulate=accumulate)
+    after, metrics = take_step(state, {}, batch, objective=CE, coef={"ce": 1.0}, accumulate=accumulate)
     loss, gradient = plain_gradient(state.params, batch)
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-6)
     np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(gradient), rtol=1e-5)
@@ -137,7 +137,7 @@ def test_one_factor_on_all_weights_changes_neither_gradient_nor_loss(state, fact
     batch = random_batch()
     scaled = dataclasses.replace(batch, weight_BL=batch.weight_BL * np.float32(factor))
     (one, metrics), (other, scaled_metrics) = (
-        take_step(state, None, b, objective=CE, coef={"ce": 1.0}) for b in (batch, scaled)
+        take_step(state, {}, b, objective=CE, coef={"ce": 1.0}) for b in (batch, scaled)
     )
     chex.assert_trees_all_close(other.opt, one.opt, rtol=1e-5, atol=1e-7)
     for name in ("ce", "loss", "grad_norm"):
@@ -156,7 +156,7 @@ def test_a_batch_in_which_nothing_counts_changes_no_parameter(state, teacher_par
 
 def test_weight_decay_alone_moves_the_parameters_of_an_empty_batch(state):
     empty, rates = random_batch(weight_BL=np.zeros((B, L))), RATES | {"decay": np.float32(0.25)}
-    after, _ = take_step(state, None, empty, objective=CE, coef={"ce": 1.0}, rates=rates)
+    after, _ = take_step(state, {}, empty, objective=CE, coef={"ce": 1.0}, rates=rates)
     np.testing.assert_array_equal(after.params["embed_VD"], 0.75 * state.params["embed_VD"])
     np.testing.assert_array_equal(after.params["norm_D"], state.params["norm_D"])
 
@@ -224,7 +224,7 @@ def test_one_batch_can_be_learned_by_heart(state):
     step, batch = compiled_step(CE, optim=AdamW()), random_batch(weight_BL=np.ones((B, L)))
     losses = []
     for _ in range(150):
-        state, metrics = step(state, None, batch, RATES, {"ce": 1.0})
+        state, metrics = step(state, {}, batch, RATES, {"ce": 1.0})
         losses.append(float(metrics["ce"]))
     # positions 0 and 6 begin a document, where the same token may have two successors; the lowest, since at a constant
     # rate Adam leaves the optimum now and then
