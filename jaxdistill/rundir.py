@@ -171,7 +171,6 @@ def lock(directory: Path, patience: float = 0.0, name: str = ".lock") -> Generat
 def environment() -> dict[str, Any]:
     """Versions, devices and commit, to be read by whoever wants to know how a number came about."""
     packages = ("jaxdistill", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "command": sys.argv,
@@ -180,5 +179,21 @@ def environment() -> dict[str, Any]:
         "devices": [f"{device.platform} {device.device_kind}" for device in jax.devices()],
         "processes": jax.process_count(),
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "git": git.stdout.strip() if git.returncode == 0 else None,
+        "git": _commit(),
     }
+
+
+def _commit() -> str | None:
+    """The commit of the working directory, with "-dirty" where files differ from it; None where there is none.
+
+    `git describe --dirty` would say the same and write the index, which another git may be about to do.
+    """
+
+    def ask(*arguments: str) -> str | None:
+        command = ["git", "--no-optional-locks", *arguments]
+        git = subprocess.run(command, capture_output=True, text=True, check=False)
+        return git.stdout.strip() if git.returncode == 0 else None
+
+    if (commit := ask("describe", "--always")) is None:
+        return None
+    return commit + ("-dirty" if ask("status", "--porcelain", "--untracked-files=no") else "")
