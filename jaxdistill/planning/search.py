@@ -1,7 +1,7 @@
 """Other settings of an experiment, compiled and ranked: from the best so far to its neighbours, until enough is tried.
 
 A neighbour differs in one setting: an axis of the mesh or the batch doubled or halved, twice or half the micro-batches,
-activations kept or recomputed.
+activations kept or recomputed, another table.
 """
 
 import concurrent.futures
@@ -13,6 +13,7 @@ from typing import Any
 
 from jaxdistill.errors import InputError
 from jaxdistill.experiment import Experiment
+from jaxdistill.parallel import rules
 from jaxdistill.planning import compiling, estimate
 from jaxdistill.planning.worker import Question
 
@@ -78,7 +79,7 @@ def search(
 def settings_of(experiment: Experiment) -> Settings:
     """What a search may change in an experiment."""
     axes = {f"mesh.{axis}": getattr(experiment.mesh, axis) for axis in AXES}
-    rest = {"batch": experiment.batch, "accumulate": experiment.accumulate, "remat": experiment.remat}
+    rest = {name: getattr(experiment, name) for name in ("batch", "accumulate", "remat", "table")}
     return tuple((axes | rest).items())
 
 
@@ -88,6 +89,8 @@ def neighbours(settings: Settings, start: Settings) -> Iterator[Settings]:
     for name, value in now.items():
         if name == "remat":
             yield tuple((now | {name: not value}).items())
+        elif name == "table":
+            yield from (tuple((now | {name: other}).items()) for other in rules.TABLES if other != value)
         else:
             least, most = (batch // 2, 2 * batch) if name == "batch" else (1, math.inf)
             others = (other for other in (2 * value, value // 2) if max(1, least) <= other <= most)
