@@ -30,6 +30,7 @@ def cluster(cache):
         made.shutdown()
 
 
+@pytest.mark.slow
 def test_stopped_and_killed_and_without_its_machine_a_sweep_ends_as_it_would_have_undisturbed(
     tmp_path, cluster, sweeping
 ):
@@ -37,7 +38,7 @@ def test_stopped_and_killed_and_without_its_machine_a_sweep_ends_as_it_would_hav
     machine that trains: another takes over. The results are those of processes of one machine, bit for bit."""
     nodes, add = cluster
     lost = add()
-    overrides = ["steps=800", "checkpoint_every=100"]
+    overrides = ["steps=4000", "checkpoint_every=500"]
     disturbed = sweeping('{"student": config()}', overrides, ["--launcher", "ray", "--address", nodes.address])
     teacher = disturbed.out / "student-teacher"
 

@@ -30,11 +30,12 @@ def queue(tmp_path, monkeypatch):
     return state
 
 
+@pytest.mark.slow
 def test_one_run_in_three_jobs_of_three_sweeps(queue, sweeping):
     """SIGTERM of the sweep cancels its job, whose run saves. kill -9 leaves the next job running, and the same command
     takes it over. A job that is warned of its end lets its run save, and another goes on."""
     options = ["--launcher", "slurm", "--cpus-per-run", 1, "--slurm-time", "1:30:00", "--slurm-option", "account=me"]
-    one = sweeping('{"teacher": supervised()}', ["steps=1500", "checkpoint_every=0"], options)
+    one = sweeping('{"teacher": supervised()}', ["steps=6000", "checkpoint_every=0"], options)
     saved = "the same command continues from there"
 
     one.start()
