@@ -10,6 +10,7 @@ PUBLISHED = {
     llama.llama2_7b: 6_738_415_616,
     llama.llama3_8b: 8_030_261_248,
     llama.llama3_1_8b: 8_030_261_248,
+    llama.llama3_1_70b: 70_553_706_496,
     llama.llama3_2_1b: 1_235_814_400,
     llama.llama3_2_3b: 3_212_749_824,
     llama.mistral_7b: 7_241_732_096,
