@@ -75,7 +75,7 @@ def compiled_step(objective, teacher=None, accumulate=1, optim=OPTIM, donate=())
 
 def take_step(state, teacher_params, batch, *, objective=DISTIL, coef=COEF, rates=RATES, accumulate=1):
     """One compiled step of the student; with no teacher parameters, without a teacher."""
-    teacher = None if teacher_params is None else TEACHER
+    teacher = TEACHER if teacher_params else None
     return compiled_step(objective, teacher, accumulate)(state, teacher_params, batch, rates, coef)
 
 
