@@ -3,6 +3,7 @@
     jaxdistill sweep experiments/scaling_law.py                  # laptop: two cores, about five minutes
     jaxdistill sweep experiments/scaling_law.py --preset gpu     # one accelerator, about 25 minutes
     jaxdistill fit runs/scaling_law
+    jaxdistill sweep experiments/scaling_law.py --suggest 4      # which runs to make next, and why
 
 The protocols of "Distillation Scaling Laws" (arXiv 2502.08606, section 4.2), which together identify its law:
 
@@ -56,6 +57,7 @@ class Preset:
     student_m: tuple[float, ...] = (20.0,)
 
 
+SMALLEST = 40  # steps; fewer measure the warm-up
 SUPERVISED = {"ce": Term(CrossEntropy()), "z": Term(ZLoss(), 1e-4)}
 DISTILLED = {"kl": Term(ForwardKL()), "z": Term(ZLoss(), 1e-4)}
 
@@ -171,7 +173,7 @@ def distilled(preset: Preset, size: str, tokens: float, teacher: Experiment, pro
 
 def points(preset: Preset) -> Iterator[tuple[str, Experiment]]:
     """Every run of a preset by name."""
-    M, smallest = preset.tokens_per_parameter, 40  # fewer steps than that measure the warm-up
+    M = preset.tokens_per_parameter
     fixed, equal = {}, {}
     for size in preset.fixed_m:
         fixed[size] = supervised(preset, size, M * preset.sizes[size].num_params, f"fixed-m {M:g}")
@@ -179,7 +181,7 @@ def points(preset: Preset) -> Iterator[tuple[str, Experiment]]:
     for budget in preset.budgets:
         for size in preset.sizes:
             run = supervised(preset, size, budget / (3 * forward(preset, size)), f"isoflop {budget:.1e}")
-            if run.steps >= smallest:
+            if run.steps >= SMALLEST:
                 equal[size] = run  # the last budget's stay
                 yield f"sup-{size}-c{budget:.1e}", run
     sizes, budgets = preset.isoflop_students
@@ -211,6 +213,23 @@ def sweep(preset: str = "laptop") -> dict[str, Experiment]:
 
         raise InputError(f"there is no preset {preset!r}; there are {', '.join(PRESETS)}")
     return dict(points(PRESETS[preset]()))
+
+
+MORE_M = (5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0)
+
+
+def candidates(preset: str = "laptop") -> dict[str, Experiment]:
+    """What `jaxdistill sweep --suggest` chooses among: the sweep, more tokens for all its models, second seeds."""
+    own, runs = PRESETS[preset](), sweep(preset)
+    teachers = {name: run for name, run in runs.items() if run.teacher is None}
+    for size, model in own.sizes.items():
+        for m in MORE_M:
+            runs[f"more-{size}-m{m:g}"] = supervised(own, size, m * model.num_params, "adaptive")
+            for name, teacher in teachers.items():
+                run = distilled(own, size, m * model.num_params, teacher, "adaptive")
+                runs[f"more-{size}-m{m:g}-from-{name}"] = run
+    runs = {name: run for name, run in runs.items() if run.steps >= SMALLEST}
+    return runs | {f"{name}-again": dataclasses.replace(run, seed=run.seed + 1) for name, run in runs.items()}
 
 
 def config(preset: str = "laptop") -> Experiment:

@@ -3,7 +3,9 @@
 import csv
 import dataclasses
 import functools
+import hashlib
 import io
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from jaxdistill.program import make_model
 
 COLUMNS = (
     "run", "kind", "protocol", "status", "N", "N_total", "D", "loss", "bits_per_byte", "flops", "teacher", "N_T", "D_T",
-    "L_T", "forward_kl", "seed", "seconds", "identity", "directory",
+    "L_T", "forward_kl", "seed", "seconds", "identity", "tokenizer", "validation", "directory",
 )  # fmt: skip
 
 
@@ -174,8 +176,16 @@ def _row(directory: Path, experiment: Experiment, root: Path) -> dict[str, Any]:
     if finished:
         result = rundir.read_result(directory)
         row |= {name: result[name] for name in COLUMNS if name in result and name not in row}
-        row |= {"forward_kl": result["validation"].get("forward_kl")}
+        row |= {"forward_kl": result["validation"].get("forward_kl"), **_measured_on(result, experiment)}
     return row
+
+
+def _measured_on(result: dict[str, Any], experiment: Experiment) -> dict[str, str]:
+    """Digests of the tokenizer and of the validation windows: losses compare where both agree."""
+    held_out = {name: value for name, value in result["data"]["validation"].items() if name != "source"}
+    cut = {"length": experiment.data.length, "windows": experiment.data.validation_windows}
+    digest = hashlib.sha256(json.dumps(held_out | cut, sort_keys=True).encode()).hexdigest()
+    return {"tokenizer": result["tokenizer"][:12], "validation": digest[:12]}
 
 
 def write_table(directory: str | Path) -> Path:
@@ -194,6 +204,6 @@ def write_table(directory: str | Path) -> Path:
 def load_table(directory: str | Path) -> dict[str, Sequence[Any]]:
     """All runs below a directory as columns, ready for `pandas.DataFrame(...)`; a missing number is NaN."""
     table = rows(directory)
-    words = ("run", "kind", "protocol", "status", "teacher", "identity", "directory")
+    words = ("run", "kind", "protocol", "status", "teacher", "identity", "tokenizer", "validation", "directory")
     blank = {name: "" if name in words else np.nan for name in COLUMNS}
     return {name: [blank[name] if row.get(name) is None else row[name] for row in table] for name in COLUMNS}

@@ -123,15 +123,20 @@ def run(options: argparse.Namespace) -> None:
 
 def sweep(options: argparse.Namespace) -> None:
     """Run every point of an experiment's sweep()."""
+    from jaxdistill import suggesting
     from jaxdistill import sweep as sweeps
     from jaxdistill.experiment import call
     from jaxdistill.launchers.options import chosen
 
-    target = Path(options.target)
     launcher = chosen(options)
-    points = call(target, "sweep", preset=options.preset)
+    target, adaptive = Path(options.target), options.suggest is not None or options.suggested
+    points = call(target, "candidates" if adaptive else "sweep", preset=options.preset)
     points = {name: sweeps.override_all(point, options.overrides) for name, point in points.items()}
     out = Path(options.out or Path("runs") / target.stem)
+    if options.suggest is not None:
+        return _suggest(points, out, options)
+    if options.suggested:
+        points = suggesting.suggested(points, out)
     if options.dry_run:
         for point in sweeps.plan(points, out):
             protocol = getattr(point.experiment, "protocol", "cache")
@@ -140,6 +145,22 @@ def sweep(options: argparse.Namespace) -> None:
     table = sweeps.sweep(points, out, experiment_file=target, launcher=launcher, quiet=options.quiet)
     if not options.quiet:
         print(f"all runs finished: {table}; fit them with: jaxdistill fit {out}")
+
+
+def _suggest(points, out: Path, options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from jaxdistill import suggesting
+    from jaxdistill.scaling.recipe import number
+
+    if options.suggest < 1:
+        raise InputError(f"--suggest is {options.suggest}, and must be at least 1")
+    compute = number(options.compute, "--compute") if options.compute else float("inf")
+    with Console(stderr=True, quiet=options.quiet).status("fitting"):
+        found = suggesting.suggest_runs(points, out, options.know, options.suggest, compute)
+    for line in suggesting.lines(found):
+        print(line)
+    print(f"run them with: jaxdistill sweep {options.target} --out {out} --suggested; they are listed in {found.file}")
 
 
 def plan(options: argparse.Namespace) -> None:
@@ -181,6 +202,8 @@ def fit(options: argparse.Namespace) -> None:
         written = report.write(table, out, settings)
     for found in written.fits:
         print(report.summary(found), end="\n\n")
+    if written.set_aside:
+        print(written.set_aside)
     print(f"open {written.paths[-1]}")
 
 
@@ -451,6 +474,14 @@ def parser() -> argparse.ArgumentParser:
     added.add_argument("target", help="an experiment file with sweep()")
     experiment_options(added, "the sweep directory")
     launchers.add(added)
+    added.add_argument(
+        "--suggest", type=int, metavar="K", help="choose the K next runs among the file's candidates(), and stop"
+    )
+    added.add_argument(
+        "--know", metavar="WHAT", help="that they should narrow: N:D, N:D:L_T or a parameter (default: 10 x beyond)"
+    )
+    added.add_argument("--compute", metavar="FLOPs", help="of all suggested runs together (default: any)")
+    added.add_argument("--suggested", action="store_true", help="run what --suggest has chosen last")
 
     added = verb(plan, "jaxdistill plan experiments/pod.py --topology v5p:2x4x4 mesh.tensor=4 --search 8")
     added.add_argument("target", help="an experiment file, or a run directory")

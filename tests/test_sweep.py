@@ -37,6 +37,8 @@ def test_a_sweep_finishes_every_run_and_writes_their_table(swept, tiny):
     assert {row["status"] for row in rows} == {"finished"}
     assert [row["teacher"] for row in rows] == ["teacher", "teacher", ""]
     assert rows[0]["L_T"] == rows[2]["loss"]
+    for column in ("tokenizer", "validation"):
+        assert len({row[column] for row in rows}) == 1 and len(rows[0][column]) == 12
     assert (swept / rows[0]["directory"] / "experiment.py").read_bytes() == tiny.read_bytes()
 
 

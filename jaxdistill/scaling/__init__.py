@@ -1,7 +1,7 @@
 """Scaling laws: read a table of runs, fit the laws, say what the runs identify, draw it, report it; plan with a law.
 
     table.read -> fit_supervised, fit_distillation -> figures -> report.write
-    basis.load -> allocate.allocate, crossover.crossover -> allocation_figures, recipe
+    basis.load -> allocate.allocate, crossover.crossover -> allocation_figures, recipe; suggest.choose
 
 Letters of this room, which the laws take from their papers: N parameters and D tokens, whatever dims.py says; an array
 ends in R (runs), P (parameters of a law) or K (many fits at once: starts, bootstrap resamples).

@@ -11,7 +11,7 @@ from jaxdistill.scaling.allocate import COARSE, Allocation, Question, optimum, s
 from jaxdistill.scaling.basis import Basis
 from jaxdistill.scaling.crossover import gap
 from jaxdistill.scaling.scenarios import SCENARIOS, Scenario
-from jaxdistill.scaling.style import COLOURS, FAINT, INK, STYLE, canvas, count, in_style, plain_log_ticks
+from jaxdistill.scaling.style import COLOURS, FAINT, INK, canvas, count, in_style, plain_log_ticks, render
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -128,15 +128,8 @@ def save(figure: "Figure", path: pathlib.Path) -> None:
     Raises:
       InputError: the file cannot be written.
     """
-    import matplotlib
-
-    settings: dict[Any, Any] = {**STYLE, "svg.hashsalt": "jaxdistill"}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with matplotlib.rc_context(settings):
-            figure.savefig(
-                path,
-                metadata={"CreationDate" if path.suffix == ".pdf" else "Date": None} if path.suffix != ".png" else None,
-            )
+        path.write_bytes(render(figure, path.suffix.removeprefix(".")))
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}") from None

@@ -150,6 +150,11 @@ def fitted(path: str | pathlib.Path, resamples: int = 200) -> Basis:
     Raises:
       InputError: no table, none of both kinds of runs, or too few of them.
     """
+    return of_fits(str(path), *fits(path, resamples))
+
+
+def fits(path: str | pathlib.Path, resamples: int = 200) -> tuple[Fit, Fit]:
+    """The supervised and the distillation fit behind `fitted`, which says what they are made from and refused for."""
     path = pathlib.Path(path)
     if path.is_dir() and not (path / "runs.csv").exists():
         raise InputError(f"{path} has no table of runs; make it with `jaxdistill fit {path}`")
@@ -165,7 +170,7 @@ def fitted(path: str | pathlib.Path, resamples: int = 200) -> Basis:
     distilled = fit_distillation(runs, alone, settings)
     if isinstance(distilled, NotIdentified):
         raise InputError(f"{path} does not allow a distillation law: {distilled.reason}")
-    return _basis(str(path), alone, distilled)
+    return alone, distilled
 
 
 def _settings(path: pathlib.Path) -> Settings:
@@ -178,7 +183,8 @@ def _settings(path: pathlib.Path) -> Settings:
         raise InputError(f"{path} is no fit that can be read; make it again with `jaxdistill fit`") from None
 
 
-def _basis(name: str, alone: Fit, distilled: Fit) -> Basis:
+def of_fits(name: str, alone: Fit, distilled: Fit) -> Basis:
+    """The basis that two fits of one table give; `name` is the table's, for people."""
     every = {c: np.concatenate([alone.runs[c], distilled.runs[c]]) for c in ("N", "D", "flops")}
     runs = {column: _range(every[column]) for column in ("N", "D")} | {"L_T": _range(distilled.runs["L_T"])}
     cost, doubts = _cost(every)

@@ -1,4 +1,4 @@
-"""Whether a set of runs can be fitted at all: enough of them, and not all along one line. Answers are sentences."""
+"""Whether a set of runs can be fitted at all: one unit of loss, enough runs, not all along one line. In sentences."""
 
 from collections.abc import Sequence
 
@@ -18,6 +18,22 @@ def too_few(runs: Table, design: Sequence[str], law: Form) -> str:
         f"the law {law.name} has {needed - 2} free parameters and needs {needed} finished runs that differ in "
         f"{', '.join(design)}; the table has {distinct}"
     )
+
+
+def mixed(runs: Table) -> str:
+    """Why losses of these runs cannot stand in one law: other tokens, or other text; empty if nothing says so."""
+    for column, of, why in (
+        ("tokenizer", "tokenizers", "nats per token of one are another unit than those of another"),
+        ("validation", "validation sets", "losses on different text differ for reasons that no law knows"),
+    ):
+        groups = {value: runs["run"][runs[column] == value] for value in dict.fromkeys(runs[column]) if value}
+        if len(groups) > 1:
+            listed = "; ".join(
+                f"{value}: {names[0] or 'a run'}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+                for value, names in groups.items()
+            )
+            return f"the runs have {len(groups)} {of} ({listed}), and {why}: fit those of each by themselves"
+    return ""
 
 
 def one_line(runs: Table) -> str:

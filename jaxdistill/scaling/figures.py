@@ -1,21 +1,19 @@
 """Figures of a sweep, each a function of a fit that returns a matplotlib Figure."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jaxdistill.errors import InputError
 from jaxdistill.scaling.fit import Fit
-from jaxdistill.scaling.identify import symbols
-from jaxdistill.scaling.laws import distillation, supervised
+from jaxdistill.scaling.laws import supervised
 from jaxdistill.scaling.style import (
     COLOURS,
     FAINT,
     INK,
     canvas,
     count,
-    greek,
     in_style,
     plain_log_ticks,
     scientific,
@@ -29,12 +27,12 @@ if TYPE_CHECKING:
 
 def has_isoflop(fit: Fit) -> bool:
     """Whether `isoflop` has anything to draw."""
-    return fit.kind == "supervised" and any(True for _ in _profiles(fit.runs))
+    return any(True for _, runs in _by_teacher(fit) for _ in _profiles(runs))
 
 
 @in_style
 def isoflop(fit: Fit) -> "Figure":
-    """Loss against model size at each compute budget: measured, by the law, and the law's minimum.
+    """Loss against model size at each compute budget: measured, by the law, and the law's minimum; a panel a teacher.
 
     A budget is a protocol whose name starts with `isoflop`. What a token costs at sizes between the runs is
     interpolated from the runs' own FLOPs.
@@ -42,27 +40,41 @@ def isoflop(fit: Fit) -> "Figure":
     Raises:
       InputError: the table has no IsoFLOP profile of at least three sizes, or matplotlib is missing.
     """
-    if not has_isoflop(fit):
+    groups = [(teacher, list(_profiles(runs))) for teacher, runs in _by_teacher(fit)]
+    groups = [(teacher, profiles) for teacher, profiles in groups if profiles]
+    if not groups:
         raise InputError(
-            "an IsoFLOP figure needs a protocol `isoflop ...` of supervised runs of at least three sizes, with FLOPs"
+            "an IsoFLOP figure needs a protocol `isoflop ...` of runs of at least three sizes under one teacher or "
+            "without any, with FLOPs"
         )
-    profiles = list(_profiles(fit.runs))
-    figure, axes = canvas(6.4, 4.2)
-    for (budget, runs), (colour, marker) in zip(profiles, styles(len(profiles)), strict=True):
-        N = np.geomspace(runs["N"].min() / 1.5, runs["N"].max() * 1.5, 200)
-        loss = supervised(fit.params, N, budget / (3 * _forward_flops(fit.runs, N)))
-        best = np.argmin(loss)
-        axes.plot(N, loss, color=colour, zorder=1)
-        if 0 < best < len(N) - 1:
-            axes.plot(N[best], loss[best], "o", color=colour, markersize=12, markerfacecolor="none", zorder=2)
-        axes.plot(
-            runs["N"], runs["loss"], marker, color=colour, markeredgecolor="white", label=f"{scientific(budget)} FLOPs"
-        )
-    axes.plot([], [], "o", color=FAINT, markersize=10, markerfacecolor="none", label="minimum of the law")
-    axes.set(xscale="log", xlabel="model size N (non-embedding parameters)", ylabel="validation loss (nats per token)")
-    plain_log_ticks(axes.xaxis)
-    axes.legend(title="training compute", alignment="left")
+    columns = min(3, len(groups))
+    rows = -(-len(groups) // columns)
+    size = (6.4, 4.2) if len(groups) == 1 else (3.2 * columns + 0.4, 2.9 * rows + 0.5)
+    figure, axes = canvas(*size, rows, columns, sharex=True, sharey=True, squeeze=False)
+    for panel, (teacher, profiles) in zip(axes.flat, groups, strict=False):
+        for (budget, runs), (colour, marker) in zip(profiles, styles(len(profiles)), strict=True):
+            _profile(panel, fit, budget, runs, colour, marker)
+        panel.plot([], [], "o", color=FAINT, markersize=10, markerfacecolor="none", label="minimum of the law")
+        panel.set(xscale="log", title=teacher)
+        panel.legend(title="training compute", alignment="left")
+        plain_log_ticks(panel.xaxis)
+    for panel in axes.flat[len(groups) :]:
+        panel.remove()
+    figure.supxlabel("model size N (non-embedding parameters)")
+    figure.supylabel("validation loss (nats per token)")
     return figure
+
+
+def _profile(panel: Any, fit: Fit, budget: float, runs: Table, colour: str, marker: str) -> None:
+    """Runs of one budget, the law through them, and a ring at its minimum."""
+    N = np.geomspace(runs["N"].min() / 1.5, runs["N"].max() * 1.5, 200)
+    loss = fit.predict(N, budget / (3 * _forward_flops(fit.runs, N)), runs["L_T"].mean())
+    best = np.argmin(loss)
+    panel.plot(N, loss, color=colour, zorder=1)
+    if 0 < best < len(N) - 1:
+        panel.plot(N[best], loss[best], "o", color=colour, markersize=12, markerfacecolor="none", zorder=2)
+    measured = {"markeredgecolor": "white", "label": f"{scientific(budget)} FLOPs"}
+    panel.plot(runs["N"], runs["loss"], marker, color=colour, **measured)
 
 
 @in_style
@@ -106,18 +118,19 @@ def teachers(fit: Fit) -> "Figure":
     Raises:
       InputError: the fit is of supervised runs, or matplotlib is missing.
     """
-    if fit.kind != "distilled" or fit.L_supervised_R is None:
+    if fit.alone is None:
         raise InputError("only distilled runs have teachers to draw; give the distillation fit")
-    students = sorted(set(zip(fit.runs["N"], fit.runs["D"], fit.L_supervised_R, strict=True)))
+    students = sorted(set(zip(fit.runs["N"], fit.runs["D"], strict=True)))
     columns = min(3, len(students))
     rows = -(-len(students) // columns)
     figure, axes = canvas(3.0 * columns + 0.4, 2.9 * rows + 0.5, rows, columns, sharex=True, sharey=True, squeeze=False)
     L_T = np.linspace(fit.runs["L_T"].min() * 0.96, fit.runs["L_T"].max() * 1.03, 200)
-    for panel, (N, D, alone) in zip(axes.flat, students, strict=False):
+    for panel, (N, D) in zip(axes.flat, students, strict=False):
+        alone = float(supervised(fit.alone, N, D))
         own = (fit.runs["N"] == N) & (fit.runs["D"] == D)
         panel.plot(L_T, L_T, ":", color=FAINT, label="equal to its teacher")
         panel.axhline(alone, color=COLOURS[0], linestyle="--", linewidth=1.2, label="without a teacher (law)")
-        panel.plot(L_T, distillation(fit.params, N, D, L_T, alone), color=COLOURS[1], label="distilled (law)")
+        panel.plot(L_T, fit.predict(N, D, L_T), color=COLOURS[1], label="distilled (law)")
         panel.plot(
             fit.runs["L_T"][own], fit.runs["loss"][own], "o", color=INK, markeredgecolor="white", label="distilled"
         )
@@ -131,33 +144,14 @@ def teachers(fit: Fit) -> "Figure":
     return figure
 
 
-@in_style
-def intervals(fit: Fit) -> "Figure":
-    """The bootstrap's spread of each fitted parameter about the point fit, its 90 % interval; grey: not identified.
-
-    Raises:
-      InputError: matplotlib is missing.
-    """
-    fitted = [parameter for parameter in fit.parameters if not parameter.held]
-    figure, axes = canvas(5.6, 0.42 * len(fitted) + 1.0)
-    draws = symbols(fit.draws)
-    for row, parameter in enumerate(fitted):
-        relative = np.asarray(draws[parameter.symbol]) / parameter.value
-        low, high = np.clip([parameter.low / parameter.value, parameter.high / parameter.value], 1e-3, 1e3)
-        colour = COLOURS[0] if parameter.identified else FAINT
-        jitter = np.random.default_rng(row).uniform(-0.22, 0.22, relative.size)
-        axes.plot(
-            relative, row + jitter, ".", color=colour, alpha=0.12, markersize=3, markeredgewidth=0, rasterized=True
-        )
-        axes.plot([low, high], [row, row], color=colour, linewidth=2.5, solid_capstyle="round")
-        axes.plot(1, row, "o", color=colour, markeredgecolor="white")
-    names = [greek(p.symbol) if p.identified else f"{greek(p.symbol)} (not identified)" for p in fitted]
-    axes.set(xscale="log", yticks=range(len(fitted)), yticklabels=names, xlabel="bootstrap value / point fit")
-    axes.set_xlim(_span(fitted))
-    axes.invert_yaxis()
-    plain_log_ticks(axes.xaxis)
-    axes.grid(axis="y", visible=False)
-    return figure
+def _by_teacher(fit: Fit) -> Iterator[tuple[str, Table]]:
+    """(its name and loss, its students), best teacher first; all runs without a name where there are no teachers."""
+    if fit.alone is None:
+        yield "", fit.runs
+        return
+    for L_T in np.unique(fit.runs["L_T"]):
+        runs = fit.runs.where(fit.runs["L_T"] == L_T)
+        yield ", ".join(filter(None, (runs["teacher"][0], f"$L_T$ = {L_T:.3f}"))), runs
 
 
 def _profiles(runs: Table) -> Iterator[tuple[float, Table]]:
@@ -173,10 +167,3 @@ def _forward_flops(runs: Table, N: np.ndarray) -> np.ndarray:
     known = runs.where(np.isfinite(runs["flops"]))
     log_N, log_forward = np.log(known["N"]), np.log(known["flops"] / (3 * known["D"]))
     return np.exp(np.polynomial.Polynomial.fit(log_N, log_forward, deg=2)(np.log(N)))
-
-
-def _span(fitted) -> tuple[float, float]:
-    """Limits of the ratio axis: every interval, but never more than a factor of 30."""
-    ends = np.array([[p.low / p.value, p.high / p.value] for p in fitted])
-    reach = np.exp(1.3 * np.max(np.abs(np.log(np.clip(ends, 1 / 30, 30)))))
-    return 1 / reach, reach

@@ -13,12 +13,12 @@ import numpy as np
 
 from jaxdistill.errors import InputError
 from jaxdistill.scaling import forms
-from jaxdistill.scaling.design import one_line, too_few
+from jaxdistill.scaling.design import mixed, one_line, too_few
 from jaxdistill.scaling.forms import Form
-from jaxdistill.scaling.identify import Parameter, parameters
-from jaxdistill.scaling.laws import Distillation, Supervised, supervised
+from jaxdistill.scaling.identify import Parameter, noise, parameters
+from jaxdistill.scaling.laws import Distillation, Supervised, distillation, supervised
 from jaxdistill.scaling.regression import DEFAULT, HeldOut, Settings, bootstrap, choose, hold_out, point, predict
-from jaxdistill.scaling.table import Table
+from jaxdistill.scaling.table import KINDS, Table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Fit:
       parameters: each parameter with its interval, or why the runs do not identify it.
       draws: the law of each bootstrap resample, its fields arrays [K].
       runs: the runs fitted, R of them.
-      L_supervised_R: for students, what the supervised law predicts for them without a teacher, else None.
+      alone: for students, the supervised law that was frozen under the fit, else None.
       predicted_R: losses by the law.
       held_out: None if too few runs would remain.
       candidates: every law tried, simplest first.
@@ -58,13 +58,25 @@ class Fit:
     parameters: tuple[Parameter, ...]
     draws: Supervised | Distillation
     runs: Table
-    L_supervised_R: np.ndarray | None
+    alone: Supervised | None
     predicted_R: np.ndarray
     held_out: HeldOut | None
     candidates: tuple[Candidate, ...]
     objective: float
     converged: float
     settings: Settings
+
+    def predict(self, N: Any, D: Any, L_T: Any = None) -> Any:
+        """Loss by the point fit, nats per token; `L_T` is the teacher's, which a supervised law does not look at."""
+        if self.alone is None:
+            return supervised(self.params, N, D)
+        return distillation(self.params, N, D, L_T, supervised(self.alone, N, D))
+
+    @property
+    def noise(self) -> float:
+        """Standard deviation of a log loss about the law."""
+        free = sum(not parameter.held for parameter in self.parameters if parameter.symbol != "a")
+        return noise(np.log1p(self.relative_error_R), free)
 
     @property
     def relative_error_R(self) -> np.ndarray:
@@ -91,37 +103,51 @@ def fit_supervised(
       laws: nested laws, simplest first; one of them alone fixes the choice.
 
     Raises:
-      InputError: too few runs, or runs whose N and D do not vary independently.
+      InputError: too few runs, runs whose N and D do not vary independently, or finished runs, of either kind, of
+        several tokenizers or validation texts.
     """
     runs = table.finished("supervised")
-    if lack := too_few(runs, ("N", "D"), laws[0]) or one_line(runs):
+    if lack := mixed(table.finished(*KINDS)) or too_few(runs, ("N", "D"), laws[0]) or one_line(runs):
         raise InputError(lack)
     data = {"N": runs["N"], "D": runs["D"], "log_loss": np.log(runs["loss"])}
-    return _fit("supervised", runs, data, laws, settings)
+    return _fit("supervised", runs, data, laws, settings, alone=None)
 
 
-def fit_distillation(table: Table, supervised_fit: Fit, settings: Settings = DEFAULT) -> Fit | NotIdentified:
+def fit_distillation(table: Table, alone: Fit | Supervised, settings: Settings = DEFAULT) -> Fit | NotIdentified:
     """Fit L_S(N_S, D_S, L_T) to the finished distilled runs of a table, the supervised law frozen.
 
     Args:
       table: the runs, with the measured loss of each teacher.
-      supervised_fit: gives L~_S, what each student would reach without its teacher.
+      alone: the supervised law, or its fit: L~_S, what each student would reach without its teacher.
       settings: how to fit.
+
+    Raises:
+      InputError: finished runs, of either kind, of several tokenizers or validation texts.
     """
+    if mixture := mixed(table.finished(*KINDS)):
+        raise InputError(mixture)
     runs = table.finished("distilled")
-    L_supervised_R = supervised(supervised_fit.params, runs["N"], runs["D"])
+    law = alone.params if isinstance(alone, Fit) else alone
+    L_supervised_R = supervised(law, runs["N"], runs["D"])
     reach = np.max(runs["L_T"] / L_supervised_R, initial=0.0)
-    laws = forms.distillation_forms(supervised_fit.params, with_c1=bool(reach >= 1.2))
+    laws = forms.distillation_forms(law, with_c1=bool(reach >= 1.2))
     if lack := too_few(runs, ("N", "D", "L_T"), laws[0]):
         return NotIdentified("distilled", lack)
     data = {name: runs[name] for name in ("N", "D", "L_T")} | {
         "L_supervised": L_supervised_R,
         "log_loss": np.log(runs["loss"]),
     }
-    return _fit("distilled", runs, data, laws, settings)
+    return _fit("distilled", runs, data, laws, settings, law)
 
 
-def _fit(kind: str, runs: Table, data: Mapping[str, np.ndarray], laws: Sequence[Form], settings: Settings) -> Fit:
+def _fit(
+    kind: str,
+    runs: Table,
+    data: Mapping[str, np.ndarray],
+    laws: Sequence[Form],
+    settings: Settings,
+    alone: Supervised | None,
+) -> Fit:
     fuller = [law for law in laws[1:] if len(runs) >= 2 * law.free_P.sum()]  # with fewer runs it fits the noise
     tried = [point(form, data, settings) for form in (laws[0], *fuller)]
     best, why = choose(tried)
@@ -136,7 +162,7 @@ def _fit(kind: str, runs: Table, data: Mapping[str, np.ndarray], laws: Sequence[
         parameters=parameters(form, best.theta_P, draws_KP, data, log_predicted_R - data["log_loss"]),
         draws=form.params(draws_KP),
         runs=runs,
-        L_supervised_R=data.get("L_supervised"),
+        alone=alone,
         predicted_R=np.exp(log_predicted_R),
         held_out=hold_out(form, data, settings),
         candidates=tuple(

@@ -111,14 +111,19 @@ def parameters(
     )
 
 
+def noise(residual_R: np.ndarray, free: int) -> float:
+    """Standard deviation of a log loss about a law of `free` parameters, from its residuals, robustly."""
+    spread = 1.4826 * np.median(np.abs(residual_R)) * np.sqrt(len(residual_R) / (len(residual_R) - free))
+    return max(float(spread), NOISE_FLOOR)
+
+
 def _deviations(form: Form, theta_P: np.ndarray, data, residual_R: np.ndarray) -> dict[str, float]:
     """Standard deviation of each symbol by linearised least squares: relative, or absolute in `ADDITIVE`."""
     step_QP = 1e-5 * np.eye(len(theta_P))[form.free_P]  # central differences of a smooth law: good to ten digits
     above_QP, below_QP = theta_P + step_QP, theta_P - step_QP
     slope_QR = (form.law(above_QP[:, None, :], data) - form.law(below_QP[:, None, :], data)) / 2e-5
     basis_QQ, singular_Q, _ = np.linalg.svd(slope_QR, full_matrices=False)
-    spread = 1.4826 * np.median(np.abs(residual_R)) * np.sqrt(len(residual_R) / (len(residual_R) - len(slope_QR)))
-    root_QQ = basis_QQ / np.maximum(singular_Q, 1e-12) * max(spread, NOISE_FLOOR)  # root @ root.T is the covariance
+    root_QQ = basis_QQ / np.maximum(singular_Q, 1e-12) * noise(residual_R, len(slope_QR))  # root @ root.T: covariance
     above, below = symbols(form.params(above_QP)), symbols(form.params(below_QP))
     value = symbols(form.params(theta_P))
     with np.errstate(invalid="ignore"):  # a held c1 is infinite, and its deviation is not asked for

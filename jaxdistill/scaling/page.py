@@ -12,19 +12,28 @@ from jaxdistill.scaling.identify import Parameter
 from jaxdistill.scaling.table import Table
 
 CAPTIONS: Mapping[str, str] = {
-    "isoflop": "Loss against model size, one curve for each training budget. Points are runs, lines the law, rings its "
-    "minima: left of a ring the model is too small for the budget, right of it it sees too few tokens. Look for points "
-    "on their line.",
-    "teachers": "Loss of each student against that of its teacher. Below the dashed line the teacher helped. On the "
-    "dotted diagonal the student equals its teacher; a flat or rising left end is the capacity gap.",
+    "supervised-isoflop": "Loss against model size, one curve for each training budget. Points are runs, lines the "
+    "law, rings its minima: left of a ring the model is too small for the budget, right of it it sees too few tokens. "
+    "Look for points on their line.",
     "supervised-agreement": "What the supervised law says against what was measured. Points near the diagonal, and "
     "errors without a trend, mean that the law has the right shape. Rings are the runs of lowest loss, predicted from "
     "the others alone.",
-    "distilled-agreement": "The same for the distillation law, whose students' own losses come from the supervised "
-    "law.",
     "supervised-intervals": "How far each parameter of the supervised law moves when the runs are drawn again. Bars "
     "hold 90 % of the draws. Grey parameters are not identified.",
+    "supervised-clouds": "The same draws in pairs, the cross the law itself. Where a cloud is narrow and slanted, the "
+    "runs know a combination of the two parameters better than either.",
+    "distilled-isoflop": "Loss of students of equal training budgets, a panel for each teacher, as above.",
+    "distilled-teachers": "Loss of each student against that of its teacher. Below the dashed line the teacher helped. "
+    "On the dotted diagonal the student equals its teacher; a flat or rising left end is the capacity gap.",
+    "distilled-agreement": "The same for the distillation law, whose students' own losses come from the supervised "
+    "law.",
     "distilled-intervals": "The same for the distillation law.",
+    "distilled-clouds": "And in pairs.",
+    "advice-crossovers": "What the two laws advise for a student of the largest size of these runs. Above, its loss "
+    "against all compute that is paid for; below, its gain over training alone, with the bootstrap's 90 % band: where "
+    "a band holds zero, the runs do not tell. Scenarios differ in who pays for the teacher's logits and training.",
+    "advice-contours": "The best allocation over student size and compute where both are paid for, far beyond the runs "
+    "too: `jaxdistill allocate` says where that begins.",
 }
 COLUMNS = ("run", "kind", "protocol", "N", "D", "loss", "predicted", "teacher", "L_T", "flops", "status")
 STYLE = """
@@ -87,7 +96,8 @@ def html(
         "<meta name='viewport' content='width=device-width, initial-scale=1'><title>Scaling laws of these runs</title>",
         f"<style>{STYLE}</style></head><body><h1>Scaling laws of these runs</h1>{_lead(table)}",
         *(f"<p class='doubt'>{_text(doubt)}</p>" for doubt in doubts),
-        *(_section(fit) + _figures(fit, drawings) for fit in fits),
+        *(_section(fit) + _figures(fit.kind, drawings) for fit in fits),
+        f"<h2>What the laws advise</h2>{advice}" if (advice := _figures("advice", drawings)) else "",
         f"<h2>Runs</h2><p class='lead'>Click a heading to sort.</p>{_runs(table, fits)}",
         f"<details><summary>The same in plain text</summary><pre>{_text(chr(10).join(summaries))}</pre></details>",
         f"<script>{SCRIPT}</script></body></html>",
@@ -129,12 +139,12 @@ def inline(name: str, svg: str) -> str:
     return svg.replace("#ffffff", "var(--page)").replace("<svg ", "<svg role='img' ", 1)
 
 
-def _figures(fit: Fit | NotIdentified, drawings: Mapping[str, str]) -> str:
-    own = {"supervised": "isoflop", "distilled": "teachers"}[fit.kind]
+def _figures(section: str, drawings: Mapping[str, str]) -> str:
+    """The figures whose name starts with that of the section, in the order of the captions."""
     return "".join(
-        f"<figure>{inline(name, svg)}<figcaption>{_text(CAPTIONS[name])}</figcaption></figure>"
-        for name, svg in drawings.items()
-        if name == own or name.startswith(fit.kind)
+        f"<figure>{inline(name, drawings[name])}<figcaption>{_text(caption)}</figcaption></figure>"
+        for name, caption in CAPTIONS.items()
+        if name in drawings and name.startswith(f"{section}-")
     )
 
 
@@ -144,9 +154,8 @@ def _lead(table: Table) -> str:
         runs = table.finished(kind)
         if len(runs):
             counts.append(f"{len(runs)} {kind} runs ({_range(runs, 'N')} parameters, {_range(runs, 'D')} tokens)")
-    unfinished = int(np.sum(table["status"] != "finished"))
-    rest = f"; {unfinished} more did not finish and were left out" if unfinished else ""
-    return f"<p class='lead'>{' and '.join(counts)}{rest}. Losses are validation cross-entropies in nats per token.</p>"
+    said = f"{' and '.join(counts)}. {table.set_aside()} Losses are validation cross-entropies in nats per token."
+    return f"<p class='lead'>{_text(said)}</p>"
 
 
 def _section(fit: Fit | NotIdentified) -> str:

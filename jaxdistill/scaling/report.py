@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.metadata
-import io
 import json
 import math
 import os
@@ -13,22 +12,24 @@ from typing import Any
 import numpy as np
 
 from jaxdistill.errors import InputError
-from jaxdistill.scaling import figures, page, style
+from jaxdistill.scaling import allocation_figures, basis, bootstrap_figures, figures, page, style
 from jaxdistill.scaling.fit import Fit, NotIdentified, fit_distillation, fit_supervised
 from jaxdistill.scaling.regression import DEFAULT, Settings
+from jaxdistill.scaling.scenarios import BOTH
 from jaxdistill.scaling.table import read
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What was fitted, and the files that were written, the page last."""
+    """What was fitted, which runs were not (a sentence, or nothing), and the files that were written, the page last."""
 
     fits: list[Fit | NotIdentified]
+    set_aside: str
     paths: list[pathlib.Path]
 
 
 def write(csv: str | pathlib.Path, directory: str | pathlib.Path, settings: Settings = DEFAULT) -> Report:
-    """Fit the laws to a table of runs; write `fit.json`, `figures/*.svg`, `figures/*.png` and `report.html`.
+    """Fit the laws to a table of runs; write `fit.json`, `figures/` in three formats, and `report.html`.
 
     Each file appears whole or not at all, the page last. Tables without distilled runs give a report of the supervised
     law.
@@ -50,11 +51,10 @@ def write(csv: str | pathlib.Path, directory: str | pathlib.Path, settings: Sett
     drawings = draw(fits)
     files = {"fit.json": _json(fits).encode()}
     for name, figure in drawings.items():
-        files[f"figures/{name}.svg"] = _render(figure, "svg")
-        files[f"figures/{name}.png"] = _render(figure, "png")
+        files |= {f"figures/{name}.{form}": style.render(figure, form) for form in ("svg", "pdf", "png")}
     inline = {name: files[f"figures/{name}.svg"].decode() for name in drawings}
     files["report.html"] = page.html(table, fits, [summary(one) for one in fits], inline, notes(fits)).encode()
-    return Report(fits, [_put(directory / name, content) for name, content in files.items()])
+    return Report(fits, table.set_aside(), [_put(directory / name, content) for name, content in files.items()])
 
 
 def draw(fits: list[Fit | NotIdentified]) -> dict[str, Any]:
@@ -63,11 +63,18 @@ def draw(fits: list[Fit | NotIdentified]) -> dict[str, Any]:
     for fit in fits:
         if isinstance(fit, NotIdentified):
             continue
-        first = {"supervised": figures.isoflop, "distilled": figures.teachers}[fit.kind]
-        if fit.kind == "distilled" or figures.has_isoflop(fit):
-            drawn[first.__name__] = first(fit)
+        if figures.has_isoflop(fit):
+            drawn[f"{fit.kind}-isoflop"] = figures.isoflop(fit)
+        if fit.kind == "distilled":
+            drawn["distilled-teachers"] = figures.teachers(fit)
         drawn[f"{fit.kind}-agreement"] = figures.agreement(fit)
-        drawn[f"{fit.kind}-intervals"] = figures.intervals(fit)
+        drawn[f"{fit.kind}-intervals"] = bootstrap_figures.intervals(fit)
+        drawn[f"{fit.kind}-clouds"] = bootstrap_figures.clouds(fit)
+    match fits:
+        case [Fit() as alone, Fit() as distilled]:
+            law = basis.of_fits("this table", alone, distilled)
+            drawn["advice-crossovers"] = allocation_figures.crossovers(law, law.runs["N"][1])
+            drawn["advice-contours"] = allocation_figures.contours(law, BOTH)
     return drawn
 
 
@@ -159,16 +166,6 @@ def _jsonable(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(float(value))
     return float(value) if isinstance(value, np.floating) else value
-
-
-def _render(figure: Any, form: str, **options: Any) -> bytes:
-    import matplotlib
-
-    buffer = io.BytesIO()
-    settings: dict[Any, Any] = {**style.STYLE, "svg.hashsalt": "jaxdistill"}
-    with matplotlib.rc_context(settings):
-        figure.savefig(buffer, format=form, metadata={"Date": None} if form == "svg" else None, **options)
-    return buffer.getvalue()
 
 
 def _put(path: pathlib.Path, content: bytes) -> pathlib.Path:

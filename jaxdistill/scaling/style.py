@@ -5,6 +5,7 @@ never touch pyplot, so nothing global changes and no window opens.
 """
 
 import functools
+import io
 import re
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -69,19 +70,32 @@ def canvas(width: float, height: float, rows: int = 1, columns: int = 1, **layou
     return figure, figure.subplots(rows, columns, **layout)
 
 
+def render(figure: "Figure", form: str) -> bytes:
+    """A figure as svg, pdf or png, the same bytes for the same figure."""
+    import matplotlib
+
+    undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(form)
+    buffer = io.BytesIO()
+    settings: dict[Any, Any] = STYLE | {"svg.hashsalt": "jaxdistill"}
+    with matplotlib.rc_context(settings):
+        figure.savefig(buffer, format=form, metadata=undated)
+    return buffer.getvalue()
+
+
 def styles(count: int) -> Iterator[tuple[str, str]]:
     """(colour, marker) of each of `count` groups; beyond six they repeat."""
     for index in range(count):
         yield COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
 
 
-def plain_log_ticks(axis: Any) -> None:
-    """Tick a logarithmic axis at round numbers, written out."""
+def plain_log_ticks(axis: Any, few: bool = False) -> None:
+    """Tick a logarithmic axis at round numbers, written out; a `few` where there is little room."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     low, high = axis.get_view_interval()
-    subs = (1,) if high / low > 1e3 else (1, 2, 5) if high / low > 4 else range(1, 10)
-    axis.set_major_locator(LogLocator(subs=subs, numticks=12))
+    span = high / low if not few else (high / low) ** 3
+    subs = (1,) if span > 1e3 else (1, 2, 5) if span > 4 else range(1, 10)
+    axis.set_major_locator(LogLocator(subs=subs, numticks=4 if few else 12))
     axis.set_major_formatter(FuncFormatter(lambda value, _: count(value)))
     axis.set_minor_formatter(NullFormatter())
 

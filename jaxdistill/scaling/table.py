@@ -29,6 +29,8 @@ WORDS: Mapping[str, str] = {
     "protocol": "which sweep it belongs to, e.g. `fixed-M 20` or `isoflop 3e10`",
     "teacher": "name of the teacher's run",
     "identity": "hash of the configuration",
+    "tokenizer": "digest of the tokenizer",
+    "validation": "digest of the validation tokens and how they are cut",
     "directory": "where the run lies, relative to the table",
     "status": "`finished`, or why not",
 }
@@ -55,9 +57,18 @@ class Table:
         """The rows at a boolean mask or at indices."""
         return Table({name: values[keep_R] for name, values in self.columns.items()})
 
-    def finished(self, kind: str) -> "Table":
-        """The finished runs of one kind: what a law is fitted to."""
-        return self.where((self["kind"] == kind) & (self["status"] == "finished"))
+    def finished(self, *kinds: str) -> "Table":
+        """The finished runs of one kind, or of several: what a law is fitted to."""
+        return self.where(np.isin(self["kind"], kinds) & (self["status"] == "finished"))
+
+    def set_aside(self) -> str:
+        """How many runs did not finish, and which, in a sentence; empty if all did."""
+        names = self["run"][self["status"] != "finished"]
+        if not len(names):
+            return ""
+        named = ", ".join(name for name in names[:5] if name)
+        of = f"{len(names)} of {len(self)} runs did not finish and {'were' if len(names) > 1 else 'was'} set aside"
+        return f"{of}: {named}{', ...' if len(names) > 5 else ''}." if named else f"{of}."
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Each run as a dict."""
@@ -97,6 +108,15 @@ def table(rows: list[Mapping[str, Any]], where: str = "the table") -> Table:
     checked = [_run(row, f"{where}, run {row.get('run') or number}") for number, row in enumerate(rows, start=1)]
     names = dict.fromkeys([*NUMBERS, *WORDS, *(name for row in checked for name in row)])
     return Table({name: _column(name, [row.get(name, "") for row in checked]) for name in names})
+
+
+def of_columns(columns: Any) -> Table:
+    """A Table from columns: what `jaxdistill.load_table` gives, or a pandas DataFrame; None and NaN are blank."""
+    names = list(columns)
+    rows = zip(*(columns[name] for name in names), strict=True)
+    return table(
+        [{n: "" if cell is None or cell != cell else cell for n, cell in zip(names, r, strict=True)} for r in rows]
+    )
 
 
 def _cells(row: Mapping[str, str], path: pathlib.Path) -> Iterator[tuple[str, str]]:

@@ -7,10 +7,13 @@ epoch-research/analyzing-chinchilla, and name it with --chinchilla-csv or in JAX
 import csv
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.optimize
 
-from jaxdistill.scaling import forms, laws, minimise, table
+from jaxdistill.scaling import forms, laws, minimise, newton, table
 from jaxdistill.scaling.fit import fit_supervised
 from jaxdistill.scaling.regression import Settings
 
@@ -68,6 +71,38 @@ def test_the_objective_at_hoffmanns_parameters_is_the_published_one(data):
     exact = dataclasses.replace(laws.HOFFMANN, E=1.6934, alpha=0.3392, beta=0.2849)
     assert objective_at(data, laws.HOFFMANN) == pytest.approx(4.1210e-3, abs=1e-6)
     assert objective_at(data, exact) == pytest.approx(1.23116e-3, rel=0.02)  # the digits of A and B are rounded
+
+
+def scipys_end(data, start, scale):
+    """Sum of Huber_delta where SciPy stops by its default tolerances, given `scale` times it and its exact gradient."""
+    with minimise.float64_on_cpu():
+        columns = {name: jnp.asarray(column) for name, column in data.items()}
+
+        def law(x, data):
+            return laws.log_supervised(laws.Supervised(*jnp.exp(x[:3]), *x[3:]), data["N"], data["D"])
+
+        def value(x):
+            return scale * DELTA**2 * newton.objective(law, x, columns, 1.0, DELTA)
+
+        both = jax.jit(jax.value_and_grad(value))
+
+        def seen(x):
+            return tuple(np.asarray(part, np.float64) for part in both(jnp.asarray(x)))
+
+        end = scipy.optimize.minimize(seen, start, jac=True, method="L-BFGS-B")
+        return end, end.fun / scale
+
+
+def test_default_tolerances_stop_where_hoffmanns_did(data):
+    """Log A, log B, log E, alpha, beta from Hoffmann's digits: the mean stops at once, the sum hardly later."""
+    start = [*np.log([406.4, 410.7, 1.6934]), 0.3392, 0.2849]
+    end, value = scipys_end(data, start, 1 / len(data["N"]))
+    assert end.success and end.nit <= 3 and value == pytest.approx(1.1718e-3, rel=0.02)
+    np.testing.assert_allclose(np.exp(end.x[:2]), [406.4, 410.7], rtol=5e-3)
+    _, value = scipys_end(data, start, 1.0)
+    assert value == pytest.approx(1.1633e-3, rel=0.02)
+    _, value = scipys_end(data, [10.0, 10.0, 0.0, 0.5, 0.5], 1.0)
+    assert value > 1.02e-3
 
 
 def test_any_27_starts_of_the_grid_reach_the_minimum(data):

@@ -1,18 +1,21 @@
 """Fits of sweeps made from a known law: recovery, choice among nested laws, verdicts, refusals."""
 
 import dataclasses
+import pathlib
 
 import numpy as np
 import pytest
 
 from jaxdistill.errors import InputError
-from jaxdistill.scaling import forms, laws, table
+from jaxdistill.experiment import load_module
+from jaxdistill.scaling import forms, laws, minimise, table
 from jaxdistill.scaling.fit import NotIdentified, fit_distillation, fit_supervised
 from jaxdistill.scaling.identify import parameters
-from jaxdistill.scaling.regression import Settings
+from jaxdistill.scaling.regression import PAPER_DELTA, Point, Settings, bootstrap
 
 pytestmark = pytest.mark.xdist_group("scaling_fit")  # its fixtures are fits: one worker makes them once
 
+EXPERIMENT = pathlib.Path(__file__).parents[2] / "experiments" / "scaling_law.py"
 QUICK = Settings(starts=64, resamples=128)
 SUPERVISED, DISTILLED = laws.BUSBRIDGE_SUPERVISED, laws.BUSBRIDGE_DISTILLATION_CALIBRATED
 
@@ -82,6 +85,41 @@ def test_noise_of_the_papers_size_leaves_predictions_within_a_quarter_percent():
     own = distilled.runs
     true = laws.distillation(DISTILLED, own["N"], own["D"], own["L_T"], laws.supervised(SUPERVISED, own["N"], own["D"]))
     np.testing.assert_allclose(distilled.predicted_R, true, rtol=0.0025)
+
+
+@pytest.mark.slow
+def test_laws_fitted_to_the_weaker_runs_predict_the_stronger_ones_to_a_percent():
+    """The paper's extrapolation: fitted where L >= 2.2 and L_S >= 2.3, with its noise, held against the others."""
+    runs = published_sweep(noise=0.002, seed=4)
+    weak = runs.where(runs["loss"] >= np.where(runs["kind"] == "distilled", 2.3, 2.2))
+    alone = fit_supervised(weak, QUICK)
+    distilled = fit_distillation(weak, alone, QUICK)
+    for fit, least in ((alone, 2.2), (distilled, 2.3)):
+        every = runs.finished(fit.kind)
+        strong = every.where(every["loss"] < least)
+        assert len(strong) >= 5
+        np.testing.assert_allclose(fit.predict(strong["N"], strong["D"], strong["L_T"]), strong["loss"], rtol=0.01)
+
+
+@pytest.mark.slow
+def test_noise_of_the_papers_size_leaves_kappa_in_two_percent_and_c1_anywhere():
+    """The paper's own design, its law, its delta: the interval of kappa is narrow although that of c1 is none."""
+    students = [point for point in load_module(EXPERIMENT).sweep("paper").values() if point.teacher is not None]
+    N, D = np.array([(point.model.num_params, point.tokens) for point in students], np.float64).T
+    teachers = [point.teacher.run for point in students]
+    L_T = laws.supervised(SUPERVISED, *np.array([(t.model.num_params, t.tokens) for t in teachers], np.float64).T)
+    alone = laws.supervised(SUPERVISED, N, D)
+    noise = 0.002 * np.random.default_rng(5).standard_normal(len(N))
+    log_loss = laws.log_distillation(DISTILLED, N, D, L_T, alone) + noise
+    data = {"N": N, "D": D, "L_T": L_T, "L_supervised": alone, "log_loss": log_loss}
+    form, law = forms.distillation_forms(SUPERVISED, with_c1=True)[-1], DISTILLED
+    truth = np.log([law.A, law.B / law.A, law.alpha, law.beta, law.gamma, 1.0, law.kappa, law.f1, law.c1])
+    truth[form.coordinates.index("c0")] = law.c0
+    (best,) = minimise.minimise(form.law, data, PAPER_DELTA, form.free_P, truth[None], np.ones((1, len(N)))).theta_KP
+    point = Point(form, best, 0.0, 1.0, noise)
+    draws = form.params(bootstrap(point, data, Settings(delta=PAPER_DELTA, resamples=200)))
+    low, high = np.percentile(draws.kappa, [5, 95])
+    assert law.kappa * 0.98 < low < high < law.kappa * 1.02
 
 
 def test_few_noisy_runs_get_the_simpler_laws_and_good_predictions(small):

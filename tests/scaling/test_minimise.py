@@ -111,6 +111,23 @@ def test_weights_count_runs_and_zero_leaves_one_out(chinchilla):
     np.testing.assert_allclose(weighted.theta_KP, repeated.theta_KP, rtol=1e-6, atol=1e-9)
 
 
+def test_neither_order_nor_company_of_the_problems_matters(chinchilla):
+    """Seventy problems go through fewer lanes, each place taken by another when its problem is done."""
+    few = {name: column[:30] for name, column in chinchilla.items()}
+    rng, form = np.random.default_rng(2), forms.GAMMA_ONE
+    count_KR = rng.multinomial(30, np.full(30, 1 / 30), size=70).astype(float)
+    start_KP = theta_of(laws.BESIROGLU) + 0.3 * rng.standard_normal((70, 6)) * form.free_P
+
+    def ends(rows):
+        return minimise.minimise(form.law, few, DELTA, form.free_P, start_KP[rows], count_KR[rows])
+
+    together, order = ends(np.arange(70)), rng.permutation(70)
+    shuffled, alone = ends(order), ends(np.arange(3))
+    np.testing.assert_allclose(shuffled.value_K, together.value_K[order], rtol=1e-9)
+    np.testing.assert_allclose(shuffled.theta_KP, together.theta_KP[order], rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(alone.value_K, together.value_K[:3], rtol=1e-9)
+
+
 def test_held_coordinates_do_not_move_and_jax_stays_in_32_bits(chinchilla):
     ends = ours(chinchilla)
     assert (ends.theta_KP[:, 5] == 0).all()

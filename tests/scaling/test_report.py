@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from jaxdistill.errors import InputError
-from jaxdistill.scaling import figures, report
-from jaxdistill.scaling.fit import NotIdentified, fit_supervised
+from jaxdistill.scaling import bootstrap_figures, figures, page, report
+from jaxdistill.scaling.fit import NotIdentified, fit_distillation, fit_supervised
 from jaxdistill.scaling.identify import Parameter
 from jaxdistill.scaling.regression import Settings
+from jaxdistill.scaling.table import Table
 
 pytestmark = pytest.mark.xdist_group("scaling_report")  # one worker compiles the fits once
 QUICK = Settings(starts=32, resamples=64)
@@ -56,7 +57,11 @@ class Page(html.parser.HTMLParser):
 def test_everything_is_written_and_nothing_half_written(written):
     directory, paths = written
     names = sorted(str(path.relative_to(directory)) for path in paths)
-    assert {"fit.json", "report.html", "figures/isoflop.svg", "figures/teachers.png"} <= set(names)
+    drawn = ["isoflop", "agreement", "intervals", "clouds"]
+    drawn = [f"supervised-{one}" for one in drawn] + [f"distilled-{one}" for one in ("teachers", *drawn[1:])]
+    drawn += ["advice-crossovers", "advice-contours"]
+    figures = {f"figures/{name}.{form}" for name in drawn for form in ("svg", "pdf", "png")}
+    assert {"fit.json", "report.html"} | figures == set(names)
     assert sorted(str(p.relative_to(directory)) for p in directory.rglob("*") if p.is_file()) == sorted(
         [*names, "runs.csv"]
     )
@@ -64,6 +69,7 @@ def test_everything_is_written_and_nothing_half_written(written):
 
 def test_the_page_loads_nothing_and_its_ids_are_unique(written):
     text = (written[0] / "report.html").read_text(encoding="utf-8")
+    assert text.count("<figure>") == text.count("<figcaption>") == 10
     page = Page(text)
     assert page.ids and len(page.ids) == len(set(page.ids))
     assert {reference[1:] for reference in page.references} <= set(page.ids)
@@ -121,6 +127,44 @@ def test_without_matplotlib_the_extra_is_named(laptop, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(InputError, match=r"jaxdistill\[plots\]"):
         figures.agreement(fit)
+
+
+def test_runs_that_did_not_finish_are_counted_on_the_page(laptop):
+    few = laptop.where(np.arange(len(laptop)))
+    few["status"][3] = "unfinished"
+    text = page.html(few, [NotIdentified("supervised", "too few")], ["too few"], {}, [])
+    assert "11 supervised runs" in text and "1 of 24 runs did not finish and was set aside: s3." in text
+
+
+@pytest.fixture(scope="module")
+def students(laptop):
+    """The distillation fit, its students called an IsoFLOP profile under each teacher."""
+    fit = fit_distillation(laptop, fit_supervised(laptop, QUICK), QUICK)
+    columns = {**fit.runs.columns, "protocol": np.full(len(fit.runs), "isoflop-students 1e10", dtype=object)}
+    return dataclasses.replace(fit, runs=Table(columns))
+
+
+def test_the_students_of_each_teacher_have_a_panel_best_teacher_first(students):
+    panels = figures.isoflop(students).axes
+    losses = [float(panel.get_title(loc="left").split("= ")[1]) for panel in panels]
+    assert len(panels) == 4 and losses == sorted(losses)
+    for panel in panels:
+        name = panel.get_title(loc="left").split(",")[0]
+        own = students.runs.where(students.runs["teacher"] == name)
+        (points,) = (line for line in panel.lines if len(line.get_xdata()) == 3)
+        assert sorted(points.get_ydata()) == sorted(own["loss"])
+        (curve,) = (line for line in panel.lines if len(line.get_xdata()) > 100)
+        assert own["L_T"][0] < curve.get_ydata().min()  # by the law no student is better than its teacher
+
+
+def test_every_pair_of_fitted_parameters_has_its_cloud_and_its_cross(students):
+    fitted = [parameter for parameter in students.parameters if not parameter.held]
+    panels = bootstrap_figures.clouds(students).axes
+    assert len(panels) == len(fitted) * (len(fitted) - 1) / 2
+    for panel in panels:
+        draws, cross = panel.lines
+        assert len(draws.get_xdata()) == QUICK.resamples and cross.get_marker() == "+"
+        assert {cross.get_xdata()[0], cross.get_ydata()[0]} <= {parameter.value for parameter in fitted}
 
 
 def test_an_isoflop_figure_marks_the_minimum_of_the_law_at_each_budget(laptop):

@@ -26,6 +26,18 @@ def test_a_spreadsheets_marks_and_spaces_and_own_columns_are_read(tmp_path):
     assert table.read(path)["mood"][0] == "good"
 
 
+def test_a_data_frame_and_columns_are_tables_too(laptop):
+    pandas = pytest.importorskip("pandas")
+    blank = {"L_T": [None, 3.0], "kind": [None, "distilled"], "seed": [np.nan, 1]}
+    runs = table.of_columns({"N": [1e4, 2e4], "D": [1e6, 1e6], "loss": [3.5, 3.2]} | blank)
+    assert list(runs["kind"]) == ["supervised", "distilled"] and np.isnan(runs["seed"][0])
+    frame = pandas.DataFrame(dict(laptop.columns))
+    for name, column in table.of_columns(frame).columns.items():
+        np.testing.assert_array_equal(column, laptop[name])
+    with pytest.raises(InputError, match="run 1: D must be positive"):
+        table.of_columns(pandas.DataFrame({"N": [1e4], "D": [None], "loss": [3.0]}))
+
+
 def test_unfinished_runs_need_no_loss_and_are_not_fitted(tmp_path):
     runs = table.read(write(tmp_path / "r.csv", "N,D,loss,status\n1,2,3,finished\n1,2,,failed\n1,2,9,running\n"))
     assert len(runs) == 3 and len(runs.finished("supervised")) == 1
