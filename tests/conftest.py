@@ -2,10 +2,12 @@
 
 import os
 import pathlib
+from pydoc_data.topics import topics
 
 import jax
 import pytest
 
+from jaxdistill import data
 from jaxdistill.experiment import Experiment, load_module
 
 
@@ -60,3 +62,12 @@ def supervised() -> Experiment:
 def distilled() -> Experiment:
     """Its student."""
     return load_module(TINY).config()
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory) -> data.Files:
+    """Sixty topics of Python's language reference."""
+    root = tmp_path_factory.mktemp("text")
+    for name, topic in sorted(topics.items())[:60]:
+        (root / f"{name.replace('/', '-')}.txt").write_text(topic)
+    return data.Files(str(root), validation=0.1)

@@ -1,7 +1,6 @@
 """A teacher with a tokenizer of its own: what it says of chunks, and what a step makes of it."""
 
 import dataclasses
-from pydoc_data.topics import topics
 
 import jax
 import jax.numpy as jnp
@@ -25,15 +24,6 @@ from jaxdistill.teacher import Across
 WORDS = data.SentencePiece(400, characters=200_000)
 LENGTH, SIZE = 48, 4
 U = 2.0**-24
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    """Sixty topics of Python's language reference."""
-    root = tmp_path_factory.mktemp("text")
-    for name, topic in sorted(topics.items())[:60]:
-        (root / f"{name.replace('/', '-')}.txt").write_text(topic)
-    return data.Files(str(root), validation=0.1)
 
 
 @pytest.fixture(scope="module")

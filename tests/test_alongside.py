@@ -1,7 +1,6 @@
 """A teacher with another tokenizer, at the places where it has read what the student has."""
 
 import dataclasses
-from pydoc_data.topics import topics
 
 import jax
 import jax.numpy as jnp
@@ -27,15 +26,6 @@ from jaxdistill.teacher import TEACHER
 WORDS = data.SentencePiece(400, characters=200_000)
 LENGTH, SIZE = 48, 4
 U = 2.0**-24
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    """Sixty topics of Python's language reference."""
-    root = tmp_path_factory.mktemp("text")
-    for name, topic in sorted(topics.items())[:60]:
-        (root / f"{name.replace('/', '-')}.txt").write_text(topic)
-    return data.Files(str(root), validation=0.1)
 
 
 def table(tokenizer):

@@ -10,6 +10,7 @@ with and that is no longer than what they share. It is found in O(log G + Y) for
 batch.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ import numpy as np
 from jax import Array
 
 from jaxdistill.errors import InputError
+from jaxdistill.shard import Shard
 
 NAME = "subwords"  # of the table among the parameters of a model, where nothing trains it
 BYTES = 256  # ids from here on are no text: no subword reaches over them
@@ -67,10 +69,17 @@ def fresh(num: int, longest: int, width: int) -> dict[str, Array]:
     }
 
 
-def added(params: dict[str, Array], tokens_BL: Array, dtype: Any) -> Array:
+def added(params: dict[str, Array], tokens_BL: Array, dtype: Any, shard: Shard = Shard()) -> Array:
     """What is added to the embedding of every byte, [B, L, D] in `dtype`; 0 where no subword ends."""
     row_BL = longest_ending(tokens_BL, params["reversed_GY"], params["shorter_G"])
-    return jnp.where(row_BL[..., None] >= 0, params["embed_GD"].astype(dtype)[row_BL], 0)
+    embed_GD = params["embed_GD"].astype(dtype)
+    return shard.local(functools.partial(_rows, shard), "BLD", embed_GD=embed_GD, row_BL=row_BL)
+
+
+def _rows(shard: Shard, embed_GD: Array, row_BL: Array) -> Array:
+    """The rows of a device's bytes, [B, L, D]; 0 where there is none."""
+    embed_GD = shard.gather(embed_GD, "GD", "D")
+    return jnp.where(row_BL[..., None] >= 0, embed_GD[row_BL], 0)
 
 
 def longest_ending(tokens_BL: Array, reversed_GY: Array, shorter_G: Array) -> Array:

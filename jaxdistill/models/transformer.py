@@ -324,7 +324,7 @@ class Transformer:
         embed_VD = params["embed_VD"].astype(self.dtype)
         x_BLD = self.shard.local(functools.partial(_look_up, self.shard), "BLD", w_VD=embed_VD, tokens_BL=tokens_BL)
         if design.subwords is not None:
-            x_BLD = x_BLD + subwords.added(params[subwords.NAME], tokens_BL, self.dtype)
+            x_BLD = x_BLD + subwords.added(params[subwords.NAME], tokens_BL, self.dtype, self.shard)
         if design.embed_scale != 1:
             x_BLD = x_BLD * jnp.asarray(design.embed_scale, self.dtype)
         if isinstance(design.position, LearnedPositions):
