@@ -38,6 +38,10 @@ class Shard:
         """The parts of all devices along these axes together; inside `local`."""
         return jax.lax.psum(x, axes) if axes else x
 
+    def parts(self, letter: str, own: str = "") -> int:
+        """How many parts those axes cut it into."""
+        return 1
+
     def part(self, letter: str, own: str = "") -> Array | int:
         """Which part of a split dimension this device has, counted from 0; inside `local`."""
         axes = self.axes(letter, own)

@@ -210,10 +210,10 @@ class Attention(nnx.Module):
 
         return shard.local(on_device, "BLHK", q_BLHK=q_BLHK, k_BLJK=k_BLJK, v_BLJK=v_BLJK, mask_BLM=mask[:, 0])
 
-    def _splash(self, q_BLHK: Array, k_BMJK: Array, v_BMJK: Array, view: View, shard: Shard) -> Array:
-        """As `_mix`, by kernels that form no scores."""
+    def _splash(self, q_BLHK: Array, k_BLJK: Array, v_BLJK: Array, view: View, shard: Shard) -> Array:
+        """As `_mix`, by kernels that form no scores, wherever the positions are."""
         design = self.config.design.attention
-        arrays = q_BLHK, k_BMJK, v_BMJK, view.segment_BL
+        arrays = q_BLHK, k_BLJK, v_BLJK, view.segment_BL
         call = functools.partial(splash.attend, shard=shard, scale=self.scale, softcap=design.softcap)
         if design.window is None or view.is_local is None:
             return call(*arrays, window=None if design.window is None else design.window.size)
@@ -236,10 +236,10 @@ class Attention(nnx.Module):
         if "attention" in keep:
             seen["attention"] = self.probabilities(q_BLHK, k_BMJK, view.mask)
         implementation = implementation or DEFAULT.get(device.platform())
-        if view.past is None and shard.axes("L", "BL"):
+        if implementation == "splash" and view.past is None and splash.serves(x_BLD.shape[1], shard):
+            mixed_BLHK = self._splash(q_BLHK, k_BLJK, v_BLJK, view, shard)
+        elif view.past is None and shard.axes("L", "BL"):
             mixed_BLHK = self._mix_parts(q_BLHK, k_BLJK, v_BLJK, view.mask, shard, implementation)
-        elif implementation == "splash" and view.past is None and splash.serves(x_BLD.shape[1]):
-            mixed_BLHK = self._splash(q_BLHK, k_BMJK, v_BMJK, view, shard)
         else:
             mixed_BLHK = self._mix(q_BLHK, k_BMJK, v_BMJK, view.mask, implementation)
         out_BLD = jnp.einsum("blhk,hkd->bld", mixed_BLHK, self.o_HKD[...].astype(x_BLD.dtype))

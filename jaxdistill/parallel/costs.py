@@ -15,7 +15,7 @@ NO_TRAFFIC = {
 }  # fmt: skip
 KERNELS: Mapping[str, float] = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
 """Matmuls of queries with keys, or of what is shaped alike, in JAX's attention kernels for TPU. Their causal mask
-leaves half of each."""
+leaves half of each; where devices share out the queries, what it leaves to the last of them."""
 
 
 def moved(text: str) -> int:
@@ -104,7 +104,10 @@ def _custom_call(line: Instruction) -> float:
         return 2 * math.prod(hlo.dims(line.shape)) * _picked(line.operands[0], contracted[1])
     matmuls = next((number for name, number in KERNELS.items() if line.name.startswith(name)), 0)
     arrays = [hlo.dims(shape) for shape in line.operands if shape.startswith(("bf16", "f32")) and shape.count(",") > 1]
-    return matmuls * math.prod(arrays[0]) * arrays[1][-2] if matmuls else 0.0
+    if not matmuls:
+        return 0.0
+    queries, keys = arrays[:2]
+    return matmuls * math.prod(queries) * (2 * keys[-2] - queries[-2])
 
 
 COUNTED: Mapping[str, Callable[[Instruction], float]] = {

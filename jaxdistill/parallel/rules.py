@@ -142,6 +142,9 @@ class OnMesh(Shard):
         claimed = _claims(own, self.rules)[own.index(letter)]
         return tuple(axis for axis in claimed if self.mesh.shape[axis] > 1)
 
+    def parts(self, letter: str, own: str = "") -> int:
+        return math.prod(self.mesh.shape[axis] for axis in self.axes(letter, own))
+
     def local(self, function: Callable[..., Array], out: str, *, opaque: bool = False, **arrays: Array) -> Array:
         def place(own: str, shape: tuple[int, ...] = ()) -> PartitionSpec:
             axes = (self.axes(letter, own) for letter in own)

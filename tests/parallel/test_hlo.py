@@ -89,6 +89,20 @@ def test_a_batched_matmul_costs_what_it_multiplies_in_every_form(text):
     assert total == 2 * 5 * 6 * 7 * 8
 
 
+@pytest.mark.parametrize(("queries", "visited"), [(16, 16 * 16 / 2), (4, 4 * (12 + 4 / 2))])
+def test_a_kernel_of_causal_attention_costs_what_the_last_queries_see(queries, visited):
+    """All 16 positions, or the last fourth of them: those before it, and half of its own."""
+    module = hlo.parse(f"""
+ENTRY %main (q: bf16[2,{queries},8], k: bf16[2,16,8]) -> bf16[2,{queries},8] {{
+  %q = bf16[2,{queries},8]{{2,1,0}} parameter(0)
+  %k = bf16[2,16,8]{{2,1,0}} parameter(1)
+  ROOT %splash_mha_fwd.1 = bf16[2,{queries},8]{{2,1,0}} custom-call(%q, %k), custom_call_target="tpu_custom_call"
+}}
+""")
+    total = sum(times * costs.flops(module, line) for line, times in hlo.executed(module))
+    assert total == 2 * (2 * 2 * 8) * visited  # q . k and p . v
+
+
 def test_a_scan_of_matmuls_costs_its_length_and_moves_its_arrays():
     def f(x, w):
         return lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0]

@@ -33,15 +33,18 @@ LOSSES = {
 
 
 def experiment(name: str) -> Experiment:
+    """The loss of this name; with "/context", two chips share out the positions of sequences twice as long."""
+    name, _, shared = name.partition("/")
     loss, keep = LOSSES[name]
+    longer = 2 if shared else 1
     plain = Experiment(
         model=ladder.laptop(64, VOCABULARY),
-        data=data.Tokens(data.Stdlib(), data.SentencePiece(VOCABULARY), length=LENGTH),
+        data=data.Tokens(data.Stdlib(), data.SentencePiece(VOCABULARY), length=longer * LENGTH),
         objective={"loss": Term(loss)},
         steps=10,
-        batch=BATCH,
+        batch=BATCH // longer,
         dtype="bfloat16",
-        mesh=Mesh(fsdp=2, tensor=2),
+        mesh=Mesh(tensor=2, **{shared or "fsdp": 2}),
     )
     if name == "cross_entropy":
         return plain
