@@ -16,6 +16,7 @@ from jaxdistill.scaling.style import count
 
 FILE = "suggested.json"
 BEYOND = 10.0  # the target that nobody named: this many times the size and tokens of the largest runs
+DIGITS = 2  # of the width of an interval that a person sees
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +44,8 @@ def suggest_runs(
     Args:
       candidates: experiments by name; those that the directory has finished are left out.
       directory: of a sweep with enough finished runs for both laws.
-      target: as `suggest.target` reads it; None for a student ten times beyond the runs under their best teacher.
+      target: as `suggest.target` reads it; None for a student ten times beyond the runs, under a teacher as good as
+        that student would be alone. (Under a weaker one the law's answer is that teacher's loss, and nothing is open.)
       number: how many to choose, at most.
       compute: FLOPs of all of them together.
       resamples: of the bootstrap.
@@ -96,10 +98,13 @@ def suggested(candidates: Mapping[str, Experiment], directory: str | Path) -> di
 def lines(suggestion: Suggestion) -> list[str]:
     """The choices for a terminal: what each costs, and the interval of the target after it and those before it."""
     plan = suggestion.plan
+    low, high = plan.target.interval(plan.steps[-1].deviation)
+    size = max(abs(low), abs(high))
+    digits = DIGITS + max(2, int(np.ceil(np.log10(size / max(high - low, 1e-9 * size)))))
 
     def words(deviation: float) -> str:
         low, high = plan.target.interval(deviation)
-        return f"{low:.4g} to {high:.4g}"
+        return f"{low:.{digits}g} to {high:.{digits}g}"
 
     unit = 10.0 ** np.floor(np.log10(min(step.flops for step in plan.steps)))
     rows = [("run", "FLOPs", "90 % interval", f"narrower by, per {unit:.0e} FLOPs")]
@@ -121,7 +126,7 @@ def lines(suggestion: Suggestion) -> list[str]:
 
 def _far(law: basis.Basis) -> str:
     N, D = (BEYOND * law.runs[column][1] for column in ("N", "D"))
-    return f"{count(N)}:{count(D)}:{law.runs['L_T'][0]:.4g}"
+    return f"{count(N)}:{count(D)}:{law.laws.alone(N, D):.4g}"
 
 
 def _log_loss(point: Experiment, draws: basis.Laws, measured: Mapping[str, float]) -> np.ndarray:

@@ -82,6 +82,8 @@ def test_what_is_finished_is_not_chosen_and_a_measured_teacher_costs_nothing(swe
     assert len(alone.runs) == 1
     deviations = [found.plan.deviation, *(step.deviation for step in found.plan.steps)]
     assert (np.diff(deviations) <= 0).all()
+    low, high = found.plan.target.interval(found.plan.deviation)
+    assert high > 1.001 * low  # the target that nobody named is one that the runs leave open
     assert suggesting.lines(found)[-1].endswith("narrower.")
 
 

@@ -45,13 +45,15 @@ def intervals(fit: Fit) -> "Figure":
 def clouds(fit: Fit) -> "Figure":
     """Every pair of fitted parameters in the bootstrap, the point fit a cross; grey: one of the two is not identified.
 
-    A narrow, slanted cloud is a combination that the runs determine although they leave both its parts open.
+    A narrow, slanted cloud is a combination that the runs determine although they leave both its parts open. Values
+    beyond an axis lie on its edge.
 
     Raises:
       InputError: matplotlib is missing.
     """
     fitted = [parameter for parameter in fit.parameters if not parameter.held and parameter.symbol != "a"]
-    last, draws = len(fitted) - 1, symbols(fit.draws)
+    last, draws = len(fitted) - 1, {name: np.asarray(values) for name, values in symbols(fit.draws).items()}
+    limits = {parameter.symbol: _limits(parameter, draws[parameter.symbol]) for parameter in fitted}
     figure, axes = canvas(1.5 * last + 0.5, 1.35 * last + 0.4, last, last, squeeze=False, sharex="col", sharey="row")
     for row, y in enumerate(fitted[1:]):
         for column, x in enumerate(fitted[:-1]):
@@ -61,30 +63,42 @@ def clouds(fit: Fit) -> "Figure":
                 continue
             colour = COLOURS[0] if x.identified and y.identified else FAINT
             cloud = {"alpha": 0.2, "markersize": 2.5, "markeredgewidth": 0, "rasterized": True}
-            panel.plot(np.asarray(draws[x.symbol]), np.asarray(draws[y.symbol]), ".", color=colour, **cloud)
+            x_K, y_K = (np.clip(draws[own.symbol], *limits[own.symbol][1:]) for own in (x, y))
+            panel.plot(x_K, y_K, ".", color=colour, clip_on=False, **cloud)
             panel.plot(x.value, y.value, "+", color=INK, markersize=9, markeredgewidth=1.2)
     for index in range(last):
-        _scale(axes[last - 1, index], "x", fitted[index], np.asarray(draws[fitted[index].symbol]))
-        _scale(axes[index, 0], "y", fitted[index + 1], np.asarray(draws[fitted[index + 1].symbol]))
+        _scale(axes[last - 1, index], "x", fitted[index], *limits[fitted[index].symbol])
+        _scale(axes[index, 0], "y", fitted[index + 1], *limits[fitted[index + 1].symbol])
     figure.align_labels()
     return figure
 
 
-def _scale(panel: Any, side: Literal["x", "y"], parameter: Parameter, draws_K: np.ndarray) -> None:
-    """Name an axis and show the 90 % interval of the draws and half its width more on both sides.
+DECADES = 3  # either side of the point fit, at most: an E of 1e-12 says no more than one of 1e-3, which is "none"
+
+
+def _limits(parameter: Parameter, draws_K: np.ndarray) -> tuple[bool, float, float]:
+    """(whether its axis is logarithmic, ends): the 90 % interval of the draws and room on both sides.
 
     It is logarithmic where the interval spans more than a factor of three.
     """
+    low, high = np.percentile(np.append(draws_K, parameter.value), [5, 95])
+    if parameter.symbol in ADDITIVE or not 0 < 3 * low < high:
+        room = 0.5 * (high - low) + 1e-9
+        return False, low - room, high + room
+    low, high = (np.clip(np.log(end / parameter.value), *np.log([10**-DECADES, 10**DECADES])) for end in (low, high))
+    room = 0.25 * (high - low)
+    return True, float(parameter.value * np.exp(low - room)), float(parameter.value * np.exp(high + room))
+
+
+def _scale(
+    panel: Any, side: Literal["x", "y"], parameter: Parameter, logarithmic: bool, low: float, high: float
+) -> None:
+    """Name an axis, and show it from low to high."""
     from matplotlib.ticker import MaxNLocator
 
     axis = {"x": panel.xaxis, "y": panel.yaxis}[side]
-    low, high = np.percentile(np.append(draws_K, parameter.value), [5, 95])
-    logarithmic = parameter.symbol not in ADDITIVE and 0 < 3 * low < high
-    low, high = (np.log(low), np.log(high)) if logarithmic else (low, high)
-    room = 0.5 * (high - low) + 1e-9
-    limits = np.array([low - room, high + room])
-    scale, limits = ("log", np.exp(limits)) if logarithmic else ("linear", limits)
-    panel.set(**{f"{side}label": greek(parameter.symbol), f"{side}scale": scale, f"{side}lim": limits})
+    scale = "log" if logarithmic else "linear"
+    panel.set(**{f"{side}label": greek(parameter.symbol), f"{side}scale": scale, f"{side}lim": (low, high)})
     if logarithmic:
         plain_log_ticks(axis, few=True)
     else:

@@ -93,7 +93,7 @@ def plain_log_ticks(axis: Any, few: bool = False) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     low, high = axis.get_view_interval()
-    span = high / low if not few else (high / low) ** 3
+    span = high / low if not few else (high / low) ** 2
     subs = (1,) if span > 1e3 else (1, 2, 5) if span > 4 else range(1, 10)
     axis.set_major_locator(LogLocator(subs=subs, numticks=4 if few else 12))
     axis.set_major_formatter(FuncFormatter(lambda value, _: count(value)))
