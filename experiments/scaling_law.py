@@ -1,6 +1,7 @@
 """What does a student reach, as a function of its size, its tokens and the loss of its teacher?
 
     jaxdistill sweep experiments/scaling_law.py                  # laptop: two cores, about five minutes
+    jaxdistill sweep experiments/scaling_law.py --preset markov  # the same, on text whose entropy is known
     jaxdistill sweep experiments/scaling_law.py --preset gpu     # one accelerator, about 25 minutes
     jaxdistill fit runs/scaling_law
     jaxdistill sweep experiments/scaling_law.py --suggest 4      # which runs to make next, and why
@@ -88,6 +89,34 @@ def laptop() -> Preset:
     )
 
 
+def markov() -> Preset:
+    """2k to 100k parameters on a Markov chain, whose entropy rate a fit's E can be held against.
+
+    What there is to learn is a table of 62 letters by 62; widths limit the rank of what a model can hold of it, and the
+    text is long enough that no run repeats it.
+    """
+    source = data.Markov(62, order=1, concentration=0.3, seed=0, num_documents=1000, length=2**13)
+    sizes = {f"d{width}": ladder.laptop(width, 257, head_size=8) for width in (8, 16, 24, 32, 48, 64)}
+    base = Experiment(
+        model=sizes["d8"],
+        data=data.Tokens(source, data.Bytes(), length=128, validation_windows=1024),
+        objective=SUPERVISED,
+        steps=1,
+        batch=8,
+        optim=AdamW(peak=4e-2),
+        checkpoint_every=1000,
+    )
+    return Preset(
+        base=base,
+        sizes=sizes,
+        budgets=(2e10, 6e10, 1.8e11),
+        fixed_m=("d24", "d48"),
+        isoflop_students=(("d8", "d16", "d32"), (6e10,)),
+        fixed_m_students=("d8", "d16"),
+        student_m=(40.0, 160.0),
+    )
+
+
 def gpu() -> Preset:
     """100k to 2.7M parameters on bytes of the Python library, 39 runs."""
     widths = {"d64": 64, "d96": 96, "d128": 128, "d160": 160, "d192": 192}
@@ -144,7 +173,7 @@ def paper() -> Preset:
     )
 
 
-PRESETS = {"laptop": laptop, "gpu": gpu, "paper": paper}
+PRESETS = {"laptop": laptop, "markov": markov, "gpu": gpu, "paper": paper}
 
 
 def forward(preset: Preset, size: str) -> float:

@@ -87,7 +87,7 @@ def test_an_unknown_override(capsys, tiny):
 
 def test_an_unknown_preset(capsys, tiny):
     status, _, error = jaxdistill(capsys, "run", "experiments/scaling_law.py", "--preset", "laptpo")
-    assert_one_sentence(status, error, "laptpo", "laptop, gpu, paper")
+    assert_one_sentence(status, error, "laptpo", "laptop, markov, gpu, paper")
     status, _, error = jaxdistill(capsys, "run", tiny, "--preset", "x")
     assert_one_sentence(status, error, "takes no 'preset'")
 

@@ -77,11 +77,22 @@ class Markov:
         *Elements of Information Theory*, 2nd ed., sec. 4.2). Entry min(t, order) is the least expected loss on letter
         t + 1 of a document, counted from 1, of a model that has seen the document from its start.
         """
+        return np.diff([_entropy(joint) for joint in self._blocks()])
+
+    def next_letter(self) -> list[np.ndarray]:
+        """P(next letter | the last 0, 1, ..., `order` letters): float64 [contexts, alphabet] each.
+
+        Exact; 0 where a context never occurs. A context is the number that its letters spell in base `alphabet`, the
+        newest letter last.
+        """
+        rows = (joint.reshape(-1, self.alphabet) for joint in self._blocks()[1:])
+        return [own / np.maximum(own.sum(axis=1, keepdims=True), np.finfo(float).tiny) for own in rows]
+
+    def _blocks(self) -> list[np.ndarray]:
+        """Stationary distributions of 0, 1, ..., order + 1 neighbouring letters, [alphabet] * j each."""
         rows, stationary = _chain(self)
         joint = (stationary[:, None] * rows).reshape((self.alphabet,) * (self.order + 1))
-        # H(X_1..X_j) for j = 0..order+1, from the last j letters of the joint distribution.
-        block = [_entropy(joint.sum(axis=tuple(range(self.order + 1 - j)))) for j in range(self.order + 2)]
-        return np.diff(block)
+        return [joint.sum(axis=tuple(range(self.order + 1 - j))) for j in range(self.order + 2)]
 
     def entropy_rate(self) -> float:
         """Entropy of the next letter given all that came before, in nats: the last of `entropies`."""

@@ -43,6 +43,15 @@ def test_entropies_are_those_of_an_enumeration():
         assert config.entropy_rate() == config.entropies()[-1]
 
 
+def test_the_next_letter_has_the_probabilities_of_an_enumeration():
+    for config in (SMALL, Markov(4, 1, 0.3, 2, 1, 9), Markov(5, 0, 1.0, 3, 1, 9)):
+        logs, _ = log_probabilities(config)
+        for j, found in enumerate(config.next_letter()):
+            words = itertools.product(LETTERS[: config.alphabet], repeat=j + 1)
+            expected = np.reshape([math.exp(logs["".join(word)]) for word in words], (-1, config.alphabet))
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+
+
 def test_two_letters_have_the_closed_form():
     config = Markov(2, 1, 1.0, 5, 1, 9)
     (_, p), (q, _) = _chain(config)[0]

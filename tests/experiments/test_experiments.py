@@ -22,7 +22,7 @@ from jaxdistill.align import Chunks
 from jaxdistill.alongside import hear
 from jaxdistill.data import Batch
 from jaxdistill.data.windows import Beside
-from jaxdistill.experiment import Experiment, load_module
+from jaxdistill.experiment import Experiment, has, load_module
 from jaxdistill.losses.objective import Objective
 from jaxdistill.models.transformer import Config, Transformer
 from jaxdistill.parallel import rules
@@ -34,8 +34,8 @@ from jaxdistill.teacher import Across
 
 ROOT = pathlib.Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "configs"
-FILES = sorted((ROOT / "experiments").glob("*.py"))
-PRESETS = ("laptop", "gpu", "paper")
+FILES = [file for file in sorted((ROOT / "experiments").glob("*.py")) if has(file, "config")]
+PRESETS = ("laptop", "markov", "gpu", "paper")
 
 
 def check_golden(request, name, text):
