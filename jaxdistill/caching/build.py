@@ -84,14 +84,17 @@ def _build(
     own = [shard for shard in store.shards if shard % part[1] == part[0]]
     todo = [shard for shard in own if not store.is_whole(shard)]
     began = time.monotonic()
-    if todo:
+    # All processes of a job load the teacher, also those without a shard to make: Orbax names its barriers by how often
+    # a process has loaded and saved. Where the numbers differed, the next checkpoint would wait for ever.
+    if todo or together.is_several():
         rundir.write_json(directory / "env.json", rundir.environment())
         dataset.tokenizer.save(directory / "tokenizer")
         local = None if part[1] == 1 else jax.local_devices()
         teacher = Teacher(recipe, dataset, planned.layout, source, batch, local, marks)
         _begin(directory, planned, dataset, _teacher_facts(source, teacher.params))
-        _announce(planned, todo, teacher, directory, quiet)
-        _write_shards(planned, todo, teacher, quiet)
+        if todo:
+            _announce(planned, todo, teacher, directory, quiet)
+            _write_shards(planned, todo, teacher, quiet)
     if all(map(store.is_committed, store.shards)):
         teacher = rundir.read_json(directory / PLAN)["teacher"]
         rundir.write_json(directory / rundir.RESULT, manifest(recipe, planned, dataset, teacher))

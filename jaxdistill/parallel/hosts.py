@@ -149,10 +149,10 @@ class _Ending:
             self._leave(sentence, int(status))
 
     def _leave(self, sentence: str, status: int) -> NoReturn:
-        _on_abort("", status)
-        print(f"jaxdistill: {sentence}", file=sys.stderr)
+        _on_abort(sentence, status)  # once another one has left, JAX may be faster; either way this is the last line
         with contextlib.suppress(Exception):  # the others may be gone
             self._client.wait_at_barrier(STOP, 1000 * FAREWELL_SECONDS)
+        print(f"jaxdistill: {sentence}", file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
@@ -168,8 +168,7 @@ def _on_abort(sentence: str, status: int = 1) -> None:
     """
 
     def speak(_: int) -> None:
-        if sentence:
-            os.write(2, f"jaxdistill: {sentence}\n".encode())
+        os.write(2, f"jaxdistill: {sentence}\n".encode())
         os._exit(status)
 
     global _speak

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from jax._src import distributed  # its key-value store, the way to speak without devices, has no public name
+from jax._src import distributed  # its key-value store has no public name, up to JAX 0.12
 from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 
@@ -40,7 +40,8 @@ def is_several() -> bool:
 def once(make: Callable[[], T]) -> T:
     """What process 0 makes, on every process: a value that JSON can hold. The others wait, or raise its InputError.
 
-    They wait at the coordination service: a collective operation of the devices would be given up within seconds.
+    They wait at the coordination service: a collective operation of the devices, all that JAX's `multihost_utils` has,
+    would be given up within seconds.
     """
     if not is_several():
         return make()

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import jaxdistill
-from jaxdistill import checkpoint, metrics, rundir
+from jaxdistill import caching, checkpoint, metrics, rundir
 
 FILE = pathlib.Path(__file__).parent / "several.py"
 QUICK = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}  # compiled in half the time
@@ -134,18 +134,25 @@ def test_who_is_killed_is_missed():
 
 
 @pytest.mark.slow
-def test_four_train_and_end_when_the_last_is_killed(alone, tmp_path):
-    """They train the teacher and build its cache, too."""
-    shutil.copytree(alone / "online-teacher", tmp_path / "alone-teacher")
-    assert Job(1, "--preset", "cached", "--out", tmp_path / "alone", "--quiet").end() == [(0,)]
-    out = tmp_path / "several" / "cached"
-    job = Job(4, "--preset", "cached", "--out", out, "--quiet", pace=0.3)
+def test_four_train_stop_by_one_signal_go_on_and_end_when_the_last_is_killed(alone, tmp_path):
+    """They train the teacher and build its cache, too; one process makes the same of each."""
+    out, held = tmp_path / "several" / "cached", tmp_path / "alone" / "cached"
+    command = ("--preset", "cached", "--quiet", "--out")
+    job = Job(4, *command, out, pace=0.3)
     job.reach(out, 22)
+    job.processes[3].send_signal(signal.SIGTERM)
+    assert [status for status, _ in job.end()] == [128 + signal.SIGTERM] * 4
+    job = Job(4, *command, out, pace=0.3)
+    job.reach(out, 30)
     job.processes[3].kill()
     for status, words in job.end()[:3]:
         assert status == 1
         assert words.startswith("jaxdistill: process")
         assert words.endswith("the same command continues from the last checkpoint")
-    assert Job(1, "--preset", "cached", "--out", out, "--quiet").end() == [(0,)]
-    assert_same_run(out, tmp_path / "alone")
-    assert_same_run(out.parent / "cached-teacher", alone / "online-teacher")
+    assert Job(1, *command, out).end() == [(0,)]
+    assert_same_run(out.parent / "cached-cache-teacher", alone / "online-teacher")
+    assert caching.verify(out.parent / "cached-cache", quiet=True)["overlap"] > 0.9999  # as in test_equal_losses
+    # The student on the same cache: another one's draws are of a teacher whose last bits are others.
+    shutil.copytree(out.parent, held.parent, ignore=lambda folder, names: {out.name} & {*names})
+    assert Job(1, *command, held).end() == [(0,)]
+    assert_same_run(out, held)
