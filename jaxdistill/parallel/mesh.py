@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType
 
 from jaxdistill.errors import InputError
@@ -56,5 +57,7 @@ class Mesh:
         """The mesh over these devices (default: all of the job), with every axis Auto: the compiler places what the
         tables leave open."""
         devices = list(jax.devices() if devices is None else devices)
-        types = (AxisType.Auto,) * len(AXES)  # said explicitly: make_mesh defaults to Explicit
-        return jax.make_mesh(self.sizes(len(devices)), AXES, axis_types=types, devices=devices)
+        # Neighbours on the torus, as jax.make_mesh places them, but for any sizes: it refuses most slices an axis that
+        # takes a part of one of their dimensions.
+        placed = mesh_utils.create_device_mesh(self.sizes(len(devices)), devices, allow_split_physical_axes=True)
+        return jax.sharding.Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))

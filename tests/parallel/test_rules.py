@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -152,3 +153,24 @@ def test_a_mesh_that_does_not_fit_the_devices_is_refused():
 def test_names_with_unknown_letters_are_refused():
     with pytest.raises(ValueError, match="no dimension is called X"):
         dims.letters("w_XD")
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """A chip of a v5p slice."""
+
+    id: int
+    coords: tuple[int, int, int]
+    platform: str = "tpu"
+    device_kind: str = "TPU v5"
+    process_index: int = 0
+    slice_index: int = 0
+    core_on_chip: int = 0
+
+
+@pytest.mark.parametrize("mesh", [Mesh(), Mesh(data=2, tensor=2), Mesh(tensor=8), Mesh(fsdp=2, context=2, expert=8)])
+def test_an_axis_may_take_a_part_of_a_dimension_of_the_torus(mesh):
+    devices = [Device(*numbered) for numbered in enumerate(itertools.product(range(2), range(4), range(4)))]
+    built = mesh.build(devices)
+    assert built.devices.shape == mesh.sizes(32)
+    assert set(built.devices.flat) == set(devices)
