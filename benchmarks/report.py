@@ -81,6 +81,7 @@ def write(name: str, notes: str, tables: Sequence[Table]) -> None:
     partial = page.with_name(f".{page.name}.partial")
     partial.write_text("\n".join(head) + "\n\n" + "\n\n".join(table.markdown() for table in tables) + "\n")
     os.replace(partial, page)
+    console = Console(width=None if sys.stdout.isatty() else 400)  # in a file, as wide as the table wants to be
     for table in tables:
-        Console().print(table.grid())
+        console.print(table.grid())
     print(f"written to {page}")
