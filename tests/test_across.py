@@ -127,6 +127,7 @@ def experiments(text, tiny):
         objective={"alm": Term(ChunkKL()), "dskd": Term(DualSpace(), 0.1)},
         teacher=Across(teacher, match="same"),
         combine=GradNorm(),
+        steps=20,
     )
     return teacher, student
 

@@ -172,3 +172,19 @@ def test_the_report_of_sparse_kd_has_every_run_in_its_table_page_and_figure(tmp_
     ce, full = (max(by_name[f"{end}-{seed}"]["loss"] for seed in experiment.SEEDS) for end in ("ce", "full"))
     assert by_name["top3-renormalised"]["loss"] > by_name["top12-renormalised"]["loss"] > ce
     assert full < by_name["draws50-0"]["loss"] < by_name["top50-renormalised"]["loss"] < ce
+
+
+def test_the_committed_moves_to_another_tokenizer_are_the_sweep_and_have_the_published_order_at_every_rate():
+    experiment = load_module(ROOT / "experiments" / "cross_tokenizer.py")
+    with open(ROOT / "experiments" / "results" / "cross_tokenizer.csv") as file:
+        rows = [
+            {name: float(value) if name in ("peak", "bits per byte") else value for name, value in row.items()}
+            for row in csv.DictReader(file)
+        ]
+    assert [row["run"] for row in rows] == list(experiment.sweep())
+    assert [panel.get_title("left") for panel in experiment.figure(rows).axes] == list(experiment.PROTOCOLS)
+    bits = {row["run"]: row["bits per byte"] for row in rows}
+    rates = [f"-peak{peak:g}-0" for peak in experiment.RATES]
+    for run in ("-0", "-1", *rates):
+        alm, mined, sft = (bits[f"pieces-{arm}{run}"] for arm in ("alm", "mined", "ce"))
+        assert alm < mined < sft < bits["pieces-untrained-0"]
