@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and give its exit status: 0, 2 for bad input, 128 + signal when stopped."""
     from jaxdistill.parallel import hosts
 
-    options = parser().parse_args(arguments)
+    options = _parse(arguments)
     _cache_compilations()
     # A background writer that fails is asked for its error where its work is awaited; its own trace adds nothing.
     threading.excepthook = lambda failure: None
@@ -36,6 +36,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"jaxdistill: {answered[0]}", file=sys.stderr)
         return answered[1]
     return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options. Overrides may stand anywhere; argparse itself takes those that stand together."""
+    whole = parser()
+    options, rest = whole.parse_known_args(arguments)
+    if rest and (not hasattr(options, "overrides") or any(argument.startswith("-") for argument in rest)):
+        whole.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides = [*options.overrides, *rest]
+    return options
 
 
 def _answer(error: BaseException) -> tuple[str, int] | None:

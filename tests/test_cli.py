@@ -182,6 +182,14 @@ def test_a_dry_run_prints_the_resolved_configuration(capsys, tiny, distilled):
     assert out == config.text(distilled)
 
 
+def test_overrides_may_stand_anywhere(capsys, tiny):
+    _, out, _ = jaxdistill(capsys, "run", tiny, "batch=4", "--dry-run", "steps=7")
+    assert {"batch = 4", "steps = 7"} <= set(out.splitlines())
+    with pytest.raises(SystemExit, match="2"):
+        main(["run", str(tiny), "--dry-run", "steps=7", "--unknown"])
+    assert "unrecognized arguments: steps=7 --unknown" in capsys.readouterr().err
+
+
 def test_fit_refuses_what_is_no_sweep(capsys, tmp_path):
     status, _, error = jaxdistill(capsys, "fit", tmp_path / "nowhere")
     assert_one_sentence(status, error, "nowhere")
