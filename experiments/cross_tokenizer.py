@@ -65,7 +65,7 @@ class Kind:
 
     Attributes:
       tokenizer, size: the new vocabulary.
-      length: how many of its tokens spell about a window of the teacher's.
+      length: of a window, in its tokens.
       source: the text of the move.
     """
 
