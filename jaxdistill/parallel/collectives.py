@@ -83,16 +83,23 @@ def _groups(text: str, num_devices: int) -> np.ndarray:
     if found := re.search(r"replica_groups=\{(\{[\d,{}]*\})\}", text):
         return np.array([[int(n) for n in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", found[1])])
     if found := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
-        shape, iota, order = ([int(n) for n in part.split(",")] if part else None for part in found.groups())
-        assert shape and iota
-        return np.arange(math.prod(iota)).reshape(iota).transpose(order).reshape(shape)
-    if found := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", text):
+        return _iota(found[2], found[3]).reshape([int(n) for n in found[1].split(",")])
+    ids = r"(?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?"
+    if found := re.search(r"replica_groups=mesh\[([^\]]*)\]" + ids + r" \{([^}]*)\}", text):
         axes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", found[1])}
-        together = re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", found[2])
-        return _along(
+        together = re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", found[4])
+        groups = _along(
             axes, [(name, int(first or 1), int(size) if size else axes[name]) for name, first, size in together]
         )
+        return groups if found[2] is None else _iota(found[2], found[3]).reshape(-1)[groups]
+    assert "replica_groups=" not in text or "replica_groups={}" in text, text
     return np.arange(num_devices)[None]  # no groups: all devices are one
+
+
+def _iota(shape: str, order: str | None) -> np.ndarray:
+    """The devices by their numbers, reshaped and transposed: "2,16" and "1,0"."""
+    sizes, axes = ([int(n) for n in part.split(",")] if part else None for part in (shape, order))
+    return np.arange(math.prod(sizes or ())).reshape(sizes).transpose(axes)
 
 
 def _along(axes: dict[str, int], together: Iterable[tuple[str, int, int]]) -> np.ndarray:
