@@ -190,14 +190,19 @@ def losses(case: Case, tiny: Any, caches: dict[str, str], devices: Any = None) -
     return found | {"validation": [float(sums["cross_entropy"]) / float(sums["tokens"])]}
 
 
+def on_one(case: Case) -> tuple[str, str, str]:
+    """What decides the losses on one device, where the teacher is too: kind, placement, model."""
+    return case.kind, "online" if case.placement == "apart" else case.placement, case.model
+
+
 def main(tiny: str, cases: str, caches: str) -> None:
     module, made, alone = load_module(tiny), json.loads(caches), {}
-    for name, fields in json.loads(cases).items():
-        case = Case(**fields)
-        placement = "online" if case.placement == "apart" else case.placement
-        plain = Case(case.kind, {}, placement=placement, model=case.model, validate=True, steps=case.steps)
-        key = (case.kind, placement, case.model)
-        if key not in alone:
+    wanted = {name: Case(**fields) for name, fields in json.loads(cases).items()}
+    validated = {on_one(case) for case in wanted.values() if case.validate}
+    for name, case in wanted.items():
+        if (key := on_one(case)) not in alone:
+            kind, placement, model = key
+            plain = Case(kind, placement=placement, model=model, validate=key in validated, steps=case.steps)
             alone[key] = losses(plain, module, made, jax.devices()[:1])
         found = losses(case, module, made)
         one = {value: alone[key][value] for value in found}
