@@ -25,8 +25,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     options = _parse(arguments)
     _cache_compilations()
-    # A background writer that fails is asked for its error where its work is awaited; its own trace adds nothing.
+    # A background writer that fails is asked for its error where its work is awaited; its own trace adds nothing, and
+    # those of TensorStore's callbacks, errors in no object, would bury the sentence under a hundred lines.
     threading.excepthook = lambda failure: None
+    sys.unraisablehook = lambda failure: None if failure.object is None else sys.__unraisablehook__(failure)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited")  # what is left of such a write; we have none
     try:
         with hosts.job(_place(options), _answer):
             options.verb(options)

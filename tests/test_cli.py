@@ -156,6 +156,7 @@ def test_a_full_disk(tmp_path, tiny):
     full = subprocess.run(start, capture_output=True, text=True, preexec_fn=limit)
     assert full.returncode == 2
     assert full.stderr.strip().splitlines()[-1].startswith("jaxdistill: ")
+    assert "Traceback" not in full.stderr
     assert not (out / "result.json").exists()
     again = subprocess.run(start, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
