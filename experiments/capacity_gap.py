@@ -9,8 +9,6 @@ to n, change nothing for a while, and then harm it: the teacher spends its norm 
 """
 
 import argparse
-import csv
-import io
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ import numpy as np
 
 from jaxdistill import rundir
 from jaxdistill.evals.figures import svg
+from jaxdistill.scaling import page
 from jaxdistill.scaling.style import canvas, in_style, styles
 
 FUNCTIONS, TEACHER_NORM, STUDENT_NORM = 1000, 5.0, 4.5
@@ -70,13 +69,17 @@ def main() -> None:
     directory.mkdir(parents=True, exist_ok=True)
     alpha, m = np.random.default_rng(0).uniform(-1, 1, FUNCTIONS), np.arange(1, FUNCTIONS + 1)
     errors = {n: student_error(alpha, m, n) for n in STUDENTS}
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["student", "error under 1", "best teacher", "error under it", f"error under {FUNCTIONS}"])
-    table.writerows(
-        [n, *(f"{x:.4g}" for x in (error[0], m[best(error)], error.min(), error[-1]))] for n, error in errors.items()
-    )
-    rundir.write_atomically(directory / "capacity_gap.csv", text.getvalue())
+    rows = [
+        {
+            "student": n,
+            "error under 1": f"{error[0]:.4g}",
+            "best teacher": m[best(error)],
+            "error under it": f"{error.min():.4g}",
+            f"error under {FUNCTIONS}": f"{error[-1]:.4g}",
+        }
+        for n, error in errors.items()
+    ]
+    rundir.write_atomically(directory / "capacity_gap.csv", page.csv_of(rows))
     rundir.write_atomically(directory / "capacity_gap.svg", svg(figure(m, errors)))
 
 

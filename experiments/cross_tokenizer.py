@@ -17,10 +17,8 @@ teacher's own text, and small students of that text begin from random parameters
 Expected: ALM > MinED >= SFT, most of all for bytes. One core, an hour.
 """
 
-import csv
 import dataclasses
 import hashlib
-import io
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -216,13 +214,9 @@ def sweep() -> dict[str, Experiment]:
 def report(directory: Path) -> list[Path]:
     """A table, a figure and a page of the finished sweep in a directory."""
     rows = [row_of(name, directory / name) for name in sweep()]
-    text = io.StringIO()
-    table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
     drawing = svg(figure(rows))
     contents = {
-        "csv": text.getvalue(),
+        "csv": page.csv_of(rows),
         "svg": drawing,
         "html": page.of_rows("Can a model move to another tokenizer?", rows, {CAPTION: drawing}),
     }

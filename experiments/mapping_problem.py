@@ -9,9 +9,7 @@ nor too wide, and KL(teacher || student) grows with the teacher.
 """
 
 import argparse
-import csv
 import functools
-import io
 import itertools
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +22,7 @@ from jax import Array
 
 from jaxdistill import rundir
 from jaxdistill.evals.figures import svg
+from jaxdistill.scaling import page
 from jaxdistill.scaling.style import canvas, in_style, plain_log_ticks, styles
 
 POINTER, SYMBOLS = 2, 3
@@ -149,11 +148,8 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="directory for mapping_problem.csv and mapping_problem.svg")
     directory = parser.parse_args().out
     directory.mkdir(parents=True, exist_ok=True)
-    rows, text = mapping_problem(), io.StringIO()
-    table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
-    rundir.write_atomically(directory / "mapping_problem.csv", text.getvalue())
+    rows = mapping_problem()
+    rundir.write_atomically(directory / "mapping_problem.csv", page.csv_of(rows))
     rundir.write_atomically(directory / "mapping_problem.svg", svg(figure(rows)))
 
 

@@ -11,9 +11,7 @@ truncated teacher is worse, forward KL reaches a lower loss on the data than rev
 distribution is calibrated on the data where one of the teacher's first choice is far too sure of itself.
 """
 
-import csv
 import dataclasses
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -176,12 +174,8 @@ def report(directory: Path) -> list[Path]:
     if "base-0" not in names:
         raise InputError(f"{directory} has no finished run base-0: run `jaxdistill sweep {__file__}` first")
     rows = [row_of(load_run(directory / name)) for name in names]
-    text = io.StringIO()
-    table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
     drawing = svg(figure(rows))
-    contents = {"csv": text.getvalue(), "svg": drawing}
+    contents = {"csv": page.csv_of(rows), "svg": drawing}
     contents["html"] = page.of_rows("Which settings of distillation matter?", rows, {CAPTION: drawing})
     for ending, content in contents.items():
         rundir.write_atomically(directory / f"sensitivity.{ending}", content)

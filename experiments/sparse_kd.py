@@ -9,10 +9,7 @@ samplers that the paper does not have. Expected: students of the top K without t
 K is small and are too sure of themselves; draws of as few entries do not, and come close to the whole distribution.
 """
 
-import csv
 import dataclasses
-import io
-import itertools
 import statistics
 import tempfile
 import time
@@ -202,14 +199,9 @@ def loop(run: Run, steps: int) -> Iterator[float]:
 
 def write(rows: list[dict[str, Any]], directory: Path) -> list[Path]:
     """report.csv, sparse_kd.svg and report.html."""
-    columns = list(dict.fromkeys(itertools.chain.from_iterable(rows)))
-    text = io.StringIO()
-    table = csv.DictWriter(text, columns, lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
     drawing = svg(figure(rows))
     title = "How much of a teacher's distribution does a student need?"
-    contents = {"report.csv": text.getvalue(), "sparse_kd.svg": drawing}
+    contents = {"report.csv": page.csv_of(rows), "sparse_kd.svg": drawing}
     contents["report.html"] = page.of_rows(title, rows, {CAPTION: drawing})
     for name, content in contents.items():
         rundir.write_atomically(directory / name, content)

@@ -12,9 +12,7 @@ Expected: truncated far ahead of random while budgets are small, and less so lat
 to remove; a teacher helps per token, and costs two thirds more FLOPs.
 """
 
-import csv
 import dataclasses
-import io
 import statistics
 import time
 from collections.abc import Iterator
@@ -207,12 +205,8 @@ def loop(run: Path, steps: int) -> Iterator[float]:
 
 def write(rows: list[dict[str, Any]], directory: Path) -> list[Path]:
     """teacher_free.csv, the page teacher_free.html, and two figures, teacher_free.svg and teacher_free.layers.svg."""
-    text = io.StringIO()
-    table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
     drawings = {COSTS: svg(costs(rows)), LAYERS: svg(layers(rows))}
-    contents = {"csv": text.getvalue(), "svg": drawings[COSTS], "layers.svg": drawings[LAYERS]}
+    contents = {"csv": page.csv_of(rows), "svg": drawings[COSTS], "layers.svg": drawings[LAYERS]}
     contents["html"] = page.of_rows("What does half a teacher need a teacher for?", rows, drawings)
     for ending, content in contents.items():
         rundir.write_atomically(directory / f"teacher_free.{ending}", content)

@@ -1,9 +1,7 @@
 """The scores of the models between a student and its teacher, as a table and as a figure."""
 
-import csv
 import dataclasses
 import functools
-import io
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -128,13 +126,9 @@ def lines(curves: Mapping[str, list[Row]]) -> Iterable[str]:
 def write(curves: Mapping[str, list[Row]], out: Path, name: str = "interpolation") -> list[Path]:
     """A table, a figure and a page called `name` (csv, svg, html) in a directory, each whole or not at all."""
     rows = [{"curve": label, **row} for label, own in curves.items() for row in own]
-    text = io.StringIO()
-    table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
     drawing = svg(figure(curves))
     title = "Sizes between a student and its teacher"
-    contents = {"csv": text.getvalue(), "svg": drawing, "html": page.of_rows(title, rows, {CAPTION: drawing})}
+    contents = {"csv": page.csv_of(rows), "svg": drawing, "html": page.of_rows(title, rows, {CAPTION: drawing})}
     out.mkdir(parents=True, exist_ok=True)
     for ending, content in contents.items():
         rundir.write_atomically(out / f"{name}.{ending}", content)

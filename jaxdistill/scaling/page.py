@@ -1,6 +1,8 @@
 """The page of a report: one HTML file that opens offline, in light and dark mode, on a wide or a narrow screen."""
 
+import csv
 import html as escape_html
+import io
 import re
 from collections.abc import Mapping, Sequence
 
@@ -107,7 +109,7 @@ def html(
 
 def of_rows(title: str, rows: Sequence[Mapping], drawings: Mapping[str, str]) -> str:
     """A page of one table, a row each with its values by heading, and figures below it: SVG documents by caption."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
+    columns = _columns(rows)
     head = "".join(f"<th{_class(name)}>{_text(name)}</th>" for name in columns)
     body = "".join("<tr>" + "".join(_value(row.get(name)) for name in columns) + "</tr>" for row in rows)
     parts = [
@@ -122,6 +124,19 @@ def of_rows(title: str, rows: Sequence[Mapping], drawings: Mapping[str, str]) ->
         f"<script>{SCRIPT}</script></body></html>",
     ]
     return "\n".join(parts) + "\n"
+
+
+def csv_of(rows: Sequence[Mapping]) -> str:
+    """The same table as CSV; blank where a row has no value of a heading."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, _columns(rows), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _columns(rows: Sequence[Mapping]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row))
 
 
 def _value(value: float | str | None) -> str:
