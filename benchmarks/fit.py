@@ -141,7 +141,9 @@ def main() -> None:
     ):
         low = found.value_K.min() if what == "starts" else np.minimum(mine, other)
         reached = [f"{np.mean(ends <= low * (1 + 1e-6)):.0%}" for ends in (mine, other)]
-        rows.append((what, *reached, f"{np.max(mine / other - 1):+.1e}", f"{np.min(mine / other - 1):+.1e}"))
+        lost = " and ".join(str(np.sum(~np.isfinite(ends))) for ends in (mine, other))
+        apart = (mine / other - 1)[np.isfinite(mine) & np.isfinite(other)]
+        rows.append((what, *reached, lost, f"{apart.max():+.1e}", f"{apart.min():+.1e}"))
     report.write(
         "fit",
         f"{R} students, {form.free_P.sum()} free parameters, delta {delta:g}, noise 0.2 %",
@@ -149,7 +151,14 @@ def main() -> None:
             report.Table("Seconds", ("what", "problems", "seconds", "of ours"), time_rows),
             report.Table(
                 "Objectives on the same problems",
-                ("problems", "ours at the lowest", "L-BFGS-B at the lowest", "worst of ours / theirs - 1", "best"),
+                (
+                    "problems",
+                    "ours at the lowest",
+                    "L-BFGS-B at the lowest",
+                    "not finite, ours and theirs",
+                    "worst of ours / theirs - 1",
+                    "best",
+                ),
                 rows,
             ),
         ],

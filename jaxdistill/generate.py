@@ -15,6 +15,8 @@ from jax import Array
 
 from jaxdistill.errors import InputError
 from jaxdistill.head import MASKED
+from jaxdistill.losses.ranks import kth_largest
+from jaxdistill.losses.vocabulary import WHOLE
 
 MULTIPLE = 32  # buffers are rounded up to it, so that prompts of like lengths share a program
 
@@ -46,8 +48,8 @@ class Sampling:
         """The logits that are drawn from: divided by the temperature, MASKED where a token is left out."""
         z_BV = z_BV / self.temperature
         if self.top_k is not None:
-            least_BV = jax.lax.top_k(z_BV, min(self.top_k, z_BV.shape[-1]))[0][:, -1:]
-            z_BV = jnp.where(z_BV >= least_BV, z_BV, MASKED)
+            least_B = kth_largest(z_BV, self.top_k, WHOLE)
+            z_BV = jnp.where(z_BV >= least_B[:, None], z_BV, MASKED)
         if self.top_p is not None:
             sorted_BV = -jnp.sort(-z_BV, axis=-1)
             p_BV = jax.nn.softmax(sorted_BV, axis=-1)

@@ -4,14 +4,13 @@ import dataclasses
 import math
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
 from jaxdistill.errors import InputError
 from jaxdistill.head import MASKED
 from jaxdistill.losses.lazy import Lazy, lazy, real
-from jaxdistill.losses.ranks import check_whole, mass_before
+from jaxdistill.losses.ranks import kth_largest, mass_before
 from jaxdistill.losses.vocabulary import Vocabulary
 
 
@@ -21,8 +20,8 @@ class Truncate:
 
     Attributes:
       rule: "top_k" keeps `amount` tokens, and ties with the last of them; "top_p" the fewest whose mass reaches
-        `amount`; "min_p" those of at least `amount` times the largest probability (it alone works on a sharded
-        vocabulary).
+        `amount`, which it must sort them for, so it refuses a sharded vocabulary; "min_p" those of at least `amount`
+        times the largest probability.
       amount: a whole number from 1 for top_k, above 0 and at most 1 for the others.
       tail: "drop" renormalises what is kept, "uniform" shares the rest of the mass evenly among the others.
 
@@ -58,8 +57,7 @@ class Truncate:
             return log_p_BLV >= vocabulary.max(log_p_BLV)[..., None] + math.log(self.amount)
         if self.rule == "top_p":
             return mass_before(log_p_BLV, vocabulary, "Truncate.top_p") < self.amount
-        check_whole(vocabulary, "Truncate.top_k")
-        return log_p_BLV >= jax.lax.top_k(log_p_BLV, min(int(self.amount), log_p_BLV.shape[-1]))[0][..., -1:]
+        return log_p_BLV >= kth_largest(log_p_BLV, int(self.amount), vocabulary)[..., None]
 
     def _log_other(self, log_p_BLV: Array, others_BLV: Array, vocabulary: Vocabulary) -> Array:
         """What each token that is not kept gets."""

@@ -55,9 +55,24 @@ class Mesh:
 
     def build(self, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
         """The mesh over these devices (default: all of the job), with every axis Auto: the compiler places what the
-        tables leave open."""
+        tables leave open.
+
+        TPU slices of one job stand along `data`, since what crosses between them takes the slow network: gradients do,
+        once a step. Raises InputError where `data` is no multiple of their number.
+        """
         devices = list(jax.devices() if devices is None else devices)
+        sizes = self.sizes(len(devices))
+        slices = len({getattr(device, "slice_index", 0) for device in devices})
+        if sizes[0] % slices:
+            raise InputError(
+                f"these devices are {slices} slices, between which only data is shared out: set mesh.data, which is "
+                f"{sizes[0]}, to a multiple of {slices}"
+            )
+        within, across = (sizes[0] // slices, *sizes[1:]), (slices, *(1 for _ in sizes[1:]))
         # Neighbours on the torus, as jax.make_mesh places them, but for any sizes: it refuses most slices an axis that
         # takes a part of one of their dimensions.
-        placed = mesh_utils.create_device_mesh(self.sizes(len(devices)), devices, allow_split_physical_axes=True)
+        if slices == 1:
+            placed = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+        else:
+            placed = mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
         return jax.sharding.Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))

@@ -11,11 +11,12 @@ from scipy import special
 from jaxdistill.errors import InputError
 from jaxdistill.losses.forward_kl import ForwardKL
 from jaxdistill.losses.labels import MixLabel, PromoteLabel
+from jaxdistill.losses.ranks import kth_largest
 from jaxdistill.losses.reverse_kl import ReverseKL
 from jaxdistill.losses.targets import Dense, Labels
 from jaxdistill.losses.transforms import Average, Chain, Extrapolate, Interpolate, L1Gap, Noise, SetUniform, Temper
 from jaxdistill.losses.truncate import Clip, Truncate
-from jaxdistill.losses.vocabulary import Vocabulary
+from jaxdistill.losses.vocabulary import WHOLE, Vocabulary
 
 U, V = 2.0**-24, 33
 LABEL = np.arange(6).reshape(2, 3)
@@ -164,6 +165,15 @@ def test_truncation_keeps_what_the_rule_says_and_shares_out_the_rest_as_asked(dr
     np.testing.assert_allclose(spread, np.where(keeps, p, each), atol=16 * U)
 
 
+@pytest.mark.parametrize("k", [1, 2, 7, 200, 512, 1000])
+def test_the_kth_largest_is_that_of_sorting(k):
+    rng = np.random.default_rng(0)
+    z_BLV = (rng.standard_normal((3, 5, 512)) * 10.0 ** rng.integers(-40, 38, (3, 5, 512))).astype(np.float32)
+    z_BLV[0, :, ::3], z_BLV[1, 0], z_BLV[1, 1, :300], z_BLV[2, 0, :4] = z_BLV[0, :, :1], 0.0, -1e30, -np.inf
+    expected_BL = np.sort(z_BLV, axis=-1)[..., -min(k, 512)]
+    np.testing.assert_array_equal(kth_largest(jnp.asarray(z_BLV), k, WHOLE), expected_BL)
+
+
 def test_a_band_of_mass_keeps_the_tokens_in_it_and_the_label(draw, teach, gradient):
     z = draw(1, 2.0)
     p = softmax(z)
@@ -176,9 +186,9 @@ def test_a_band_of_mass_keeps_the_tokens_in_it_and_the_label(draw, teach, gradie
 
 SHARDABLE = [
     Temper(2.0), Interpolate(0.3), MixLabel(0.4), PromoteLabel(), Average(("other",)), Average(("other",), "logit"),
-    Extrapolate("other", weight=L1Gap(2.0)), SetUniform(), Truncate("min_p", 0.1, "uniform"),
+    Extrapolate("other", weight=L1Gap(2.0)), SetUniform(), Truncate("min_p", 0.1, "uniform"), Truncate("top_k", 3),
 ]  # fmt: skip
-SORTING = [Truncate("top_k", 3), Truncate("top_p", 0.5), Clip(0.1, 0.5), Noise(0.1)]
+SORTING = [Truncate("top_p", 0.5), Clip(0.1, 0.5), Noise(0.1)]
 
 
 def on_shards(transform, target, z_BLV, number=4):

@@ -1,5 +1,9 @@
 """Topologies by name, their rings, and what the compiler says of memory."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from jaxdistill.errors import InputError
@@ -44,3 +48,27 @@ def test_what_the_compiler_refuses_for_memory_is_numbers():
                               "31.25G hbm. Exceeded hbm capacity by 2.95G.")  # fmt: skip
     assert found == {"needed": round(34.2 * 2**30), "available": round(31.25 * 2**30)}
     assert aot.out_of_memory("INTERNAL: something else") is None
+
+
+SLICES = """
+from jax.experimental import topologies
+from jaxdistill.errors import InputError
+from jaxdistill.parallel.mesh import Mesh
+devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2", num_slices=2).devices
+for of_replica in Mesh(data=2, fsdp=2, tensor=2).build(devices).devices:
+    print(*sorted({device.slice_index for device in of_replica.flat}))
+try:
+    Mesh(fsdp=-1).build(devices)
+except InputError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(not aot.has_libtpu(), reason="libtpu is not installed: run `make test`")
+def test_slices_of_one_job_stand_along_data():
+    environment = os.environ | aot.topology("v5e:2x2").environment()
+    done = subprocess.run([sys.executable, "-c", SLICES], env=environment, capture_output=True, text=True, check=True)
+    *slices, refusal = done.stdout.splitlines()
+    assert slices == ["0", "1"]
+    assert refusal.startswith("these devices are 2 slices, between which only data is shared out: set mesh.data, ")
+    assert refusal.endswith("which is 1, to a multiple of 2")

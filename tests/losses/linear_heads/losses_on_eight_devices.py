@@ -72,6 +72,7 @@ KINDS = {
             Term(TeacherEntropy()), Term(MassBelowTeacher()), Term(ToReference(ForwardKL(), "base")),
             Term(ForwardKL(), target=labels.MixLabel(0.3)), Term(ForwardKL(), target=labels.PromoteLabel(0.1)),
             Term(ReverseKL(), target=transforms.Interpolate(0.4)),
+            Term(ForwardKL(), target=truncate.Truncate("top_k", 5)),
         ],
     ),
     "top-k": (
@@ -86,7 +87,7 @@ KINDS = {
 }  # fmt: skip
 SORTING = [
     Term(AdaptiveKL()), Term(SortedL1()), Term(Sinkhorn(window=2)),
-    Term(ForwardKL(), target=truncate.Truncate("top_k", 5)),
+    Term(ForwardKL(), target=truncate.Truncate("top_p", 0.5)),
 ]  # fmt: skip
 
 

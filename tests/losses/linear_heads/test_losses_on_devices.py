@@ -39,6 +39,6 @@ def test_no_loss_gathers_logits_or_an_embedding_over_the_vocabulary(found, kind,
 
 
 def test_what_sorts_all_logits_of_a_token_is_refused_by_name(found):
-    for name, sentence in zip(("AdaptiveKL", "SortedL1", "Sinkhorn", "Truncate.top_k"), found["refused"], strict=True):
+    for name, sentence in zip(("AdaptiveKL", "SortedL1", "Sinkhorn", "Truncate.top_p"), found["refused"], strict=True):
         assert f"{name} needs all logits of a token at once" in sentence
         assert "set mesh.tensor to 1, or choose another table" in sentence
