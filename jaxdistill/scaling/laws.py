@@ -177,15 +177,20 @@ def distillation(params: Distillation, N_S: Any, D_S: Any, L_T: Any, L_supervise
       L_S, always above `L_T`: the law has no place for a student that beats its teacher, so such runs keep a residual.
     """
     xp = _numpy_or_jax(params, N_S, D_S, L_T, L_supervised)
-    gate = xp.exp(log_gate(params, L_T / L_supervised))
-    return L_T + L_T**-params.c0 * gate * (params.A / N_S**params.alpha + params.B / D_S**params.beta) ** params.gamma
+    with np.errstate(over="ignore"):  # far outside of its runs a bootstrap's law may say infinity
+        return L_T + xp.exp(_log_distance(xp, params, N_S, D_S, L_T, L_supervised))
 
 
 def log_distillation(params: Distillation, N_S: Any, D_S: Any, L_T: Any, L_supervised: Any) -> Any:
     """log of `distillation`, from logarithms alone (Eq. 49, whose gamma is gamma')."""
     xp = _numpy_or_jax(params, N_S, D_S, L_T, L_supervised)
+    return xp.logaddexp(xp.log(L_T), _log_distance(xp, params, N_S, D_S, L_T, L_supervised))
+
+
+def _log_distance(xp: Any, params: Distillation, N_S: Any, D_S: Any, L_T: Any, L_supervised: Any) -> Any:
+    """log of (L_S - L_T), whose factors may overflow where their product does not."""
     own = log_gate(params, L_T / L_supervised) + _log_power_law(xp, params, N_S, D_S)
-    return xp.logaddexp(xp.log(L_T), own - params.c0 * xp.log(L_T))
+    return own - params.c0 * xp.log(L_T)
 
 
 def log_gate(params: Distillation, ratio: Any) -> Any:
@@ -199,7 +204,8 @@ def log_gate(params: Distillation, ratio: Any) -> Any:
     width = (
         xp.where(limit, 1.0, params.c1) * params.f1
     )  # a finite stand-in, or the unused branch would give NaN gradients
-    return -xp.where(limit, xp.exp(log_x), width * xp.logaddexp(0.0, log_x - xp.log(width)))
+    with np.errstate(over="ignore"):  # a gate whose logarithm is -infinity is shut
+        return -xp.where(limit, xp.exp(log_x), width * xp.logaddexp(0.0, log_x - xp.log(width)))
 
 
 def _log_power_law(xp: Any, params: Supervised | Distillation, N: Any, D: Any) -> Any:

@@ -75,10 +75,21 @@ def test_an_infinite_c1_is_the_limit_of_large_ones():
 
 def test_direct_and_logarithmic_forms_agree(students):
     N, D, L_T, alone = students
-    direct = laws.distillation(BUSBRIDGE_DISTILLATION_PRINTED, N, D, L_T, alone)
-    logarithmic = laws.log_distillation(BUSBRIDGE_DISTILLATION_PRINTED, N, D, L_T, alone)
-    np.testing.assert_allclose(direct, np.exp(logarithmic), rtol=1e-12)
+    gate = (1 + (L_T / (alone * 1.315)) ** (1 / 0.090)) ** (-522.6 * 0.090)  # Eq. 8 and Table 6, written out
+    direct = L_T + L_T**-2.549 * gate * (2243 / N**0.321 + 24181 / D**0.637) ** 0.764
+    for value in (
+        laws.distillation(BUSBRIDGE_DISTILLATION_PRINTED, N, D, L_T, alone),
+        np.exp(laws.log_distillation(BUSBRIDGE_DISTILLATION_PRINTED, N, D, L_T, alone)),
+    ):
+        np.testing.assert_allclose(value, direct, rtol=1e-12)
     np.testing.assert_allclose(alone, np.exp(laws.log_supervised(BUSBRIDGE_SUPERVISED, N, D)), rtol=1e-12)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_law_far_from_all_runs_says_zero_or_infinity_and_not_nan():
+    wild = dataclasses.replace(BUSBRIDGE_DISTILLATION_PRINTED, A=1e200, alpha=-3.0, gamma=9.0, c1=np.inf, f1=1e-3)
+    assert laws.distillation(wild, 1e9, 1e10, 3.0, 2.0) == 3.0  # the gate is shut, however wide the student's share
+    assert laws.distillation(wild, 1e9, 1e10, 2.0, 3.0) == np.inf
 
 
 def test_no_student_is_predicted_to_beat_its_teacher(students):
