@@ -240,14 +240,19 @@ def figure(rows: list[dict[str, Any]]) -> Any:
         prefix = {"lambda": "lambda-", "temperature": "temperature-", "rate": "rate-", "truncation": "top-k-"}[study]
         own = {row["run"].removeprefix(prefix): row["loss"] for row in rows if row["run"].startswith(prefix)}
         line = {float(value): loss for value, loss in own.items() if _is_number(value)} | {MIDDLE[study]: base[0]}
-        ((colour, marker),) = styles(1)
+        (colour, marker), other = styles(2)
         panel.plot(*zip(*sorted(line.items()), strict=True), color=colour, marker=marker)
+        weak = {float(row["run"].rpartition("-")[2]): row["loss"] for row in rows if row["run"].startswith("weak-lam")}
+        if study == "lambda" and weak:
+            weak |= {value: loss for value, loss in line.items() if value == 0}  # which has no teacher
+            panel.plot(*zip(*sorted(weak.items()), strict=True), color=other[0], marker=other[1], label="weak teacher")
+            panel.legend()
         panel.set_xlabel(label)
         if study != "lambda":
             panel.set_xscale("log")
             plain_log_ticks(panel.xaxis)
     others = [row for row in rows if row["study"] == "direction" or row["run"] == "base-0"]
-    names = [row["run"].replace("base-0", "forward KL").replace("-kl", " KL").replace("-", "–") for row in others]
+    names = [row["run"].replace("base-0", "forward KL").replace("-kl", " KL").replace("-", "–\n") for row in others]
     panels[1, 1].plot(names, [row["loss"] for row in others], "o")
     last = panels[1, 2]
     kinds = [name for name in rows[0] if name.startswith("ECE")]
