@@ -10,6 +10,12 @@ import pytest
 from jaxdistill import data
 from jaxdistill.experiment import Experiment, load_module
 
+# Most of the suite's time goes into compiling, a third of that into LLVM's optimisations, which change no value that a
+# test looks at; XLA's own stay. JAX reads this when it first meets a device, and so do processes that tests start.
+QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+if QUICK not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}".strip()
+
 
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also run tests marked slow")
