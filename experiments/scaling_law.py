@@ -92,7 +92,7 @@ def laptop() -> Preset:
 
 
 def markov() -> Preset:
-    """2k to 224k parameters on a Markov chain, whose entropy rate a fit's E can be held against; 93 runs, hours.
+    """2k to 332k parameters on a Markov chain, whose entropy rate a fit's E can be held against; 93 runs, hours.
 
     What there is to learn is a table of 62 letters by 62; widths limit the rank of what a model can hold of it. Only
     the smallest models, which hold least of it, see a text again, four times at most.
