@@ -1,11 +1,14 @@
 """Is it faster to train several runs of one shape together, vmapped over seeds and learning rates, than one by one?
 
-    taskset -c 0 python benchmarks/together.py      # one core, which is what a sweep gives a run
+    GLIBC_TUNABLES=glibc.malloc.hugetlb=1 taskset -c 0 python benchmarks/together.py    # as a sweep starts its runs
 
 The step of experiments/scaling_law.py's laptop models, 8 x 128 tokens, supervised: alone, and K of them in one program
 with parameters, moments, batches and rates of their own. Counted are CPU seconds a run and step, not the clock's, so
 that other work on the machine matters little. The last column holds the losses of a run trained together with others,
 against those of the same run alone.
+
+Without large pages a step pays for its memory what it pays for its arithmetic, as soon as its buffers exceed the 32 MB
+that malloc keeps: compare with GLIBC_TUNABLES unset.
 
 Expected before measuring: small matrix products gain from being batched if the step is bound by calls and not by
 arithmetic, which at 1024 tokens a step it is not, so about equal; and more memory traffic with K.

@@ -23,7 +23,11 @@ def begin(directory: Path, environment: dict[str, str], folder: Path | None = No
       environment: variables on top of this process's.
       folder: to be in, for data at relative paths; default this process's.
     """
-    defaults = {"JAX_TRACEBACK_FILTERING": "off"}  # whole traces in log.txt
+    defaults = {
+        "JAX_TRACEBACK_FILTERING": "off",  # whole traces in log.txt
+        # A step's buffers are new memory every time, and on CPUs small pages of it cost as much as the arithmetic.
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+    }
     with open(directory / LOG, "ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "jaxdistill", "run", str(directory), "--quiet"],
