@@ -24,7 +24,8 @@ def pytest_addoption(parser):
     parser.addoption("--update-golden", action="store_true", help="rewrite the files in tests/golden")
 
 
-LONGEST = ("parallel", "caching", "experiments")  # folders whose files take longest: they begin, or one core ends alone
+# Folders whose files take longest, "tests" for its own: they begin, or one core ends alone.
+LONGEST = ("parallel", "caching", "experiments", "tests")
 
 
 def pytest_collection_modifyitems(config, items):
