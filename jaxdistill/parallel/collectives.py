@@ -55,7 +55,7 @@ class Collective:
 def of(module: Module, num_devices: int) -> list[Collective]:
     """The collectives that a program runs, those between a device and itself left out."""
     found = (
-        _read(part, times, num_devices, overlaps=part.operation.endswith("-start") or line.operation == "async-start")
+        _read(part, times, num_devices, part.operation.endswith("-start") or line.operation in hlo.ASYNCHRONOUS)
         for line, times in hlo.executed(module)
         for part in (line, *module.inside(line))
     )

@@ -14,6 +14,7 @@ ITEM = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f
 ARRAY = re.compile(r"(\w+)\[([\d,]*)\](\{[^}]*\})?")
 HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 LINE = re.compile(r"^\s*(ROOT )?%?([\w.\-]+) = (.+?) ([\w\-]+)\((.*)$")
+ASYNCHRONOUS = ("async-start", "call-start")
 CALLED = re.compile(r"(?:calls|to_apply|body)=%?([\w.\-]+)")
 BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}|true_computation=%?([\w.\-]+), false_computation=%?([\w.\-]+)")
 
@@ -53,8 +54,8 @@ class Module:
     entry: str
 
     def inside(self, instruction: Instruction) -> Iterator[Instruction]:
-        """What a fusion or an asynchronous call is made of."""
-        if instruction.operation in ("fusion", "async-start"):
+        """What a fusion or an asynchronous call is made of; on TPU7x collectives are calls of its SparseCores."""
+        if instruction.operation in ("fusion", *ASYNCHRONOUS):
             for part in self.computations[_called(instruction)]:
                 yield part
                 yield from self.inside(part)

@@ -75,7 +75,8 @@ class Form:
 def supervised_params(theta) -> Supervised:
     """theta [..., P] in the order of `SUPERVISED` -> the law."""
     xp: Any = np if isinstance(theta, np.ndarray) else jnp
-    A, B, E, alpha, beta, gamma = xp.moveaxis(xp.exp(theta), -1, 0)
+    with np.errstate(over="ignore"):  # an infinite c1 is a law too
+        A, B, E, alpha, beta, gamma = xp.moveaxis(xp.exp(theta), -1, 0)
     return Supervised(A, B, E, alpha, beta, gamma)
 
 

@@ -153,3 +153,20 @@ ENTRY %main (a: f32[6]) -> f32[6] {
     assert found.overlaps
     assert found.sent == 24
     assert found.axes(mesh) == ("tensor",)
+
+
+def test_what_the_sparsecores_of_a_tpu7x_gather_is_found_in_their_calls_and_overlaps():
+    program = """
+%offloaded (p: bf16[16,64]) -> bf16[64,64] {
+  %p = bf16[16,64]{1,0} parameter(0)
+  ROOT %g = bf16[64,64]{1,0} all-gather(%p), replica_groups=[1,4]<=[4], dimensions={0}, use_global_device_ids=true
+}
+
+ENTRY %main (a: bf16[16,64]) -> bf16[64,64] {
+  %a = bf16[16,64]{1,0} parameter(0)
+  %s = ((bf16[16,64]{1,0}), bf16[64,64]{1,0}) call-start(%a), async_execution_thread="sparsecore", to_apply=%offloaded
+  ROOT %d = bf16[64,64]{1,0} call-done(%s)
+}
+"""
+    (found,) = collectives.of(hlo.parse(program), 4)
+    assert (found.kind, found.bytes, found.times, found.overlaps) == ("all-gather", 64 * 64 * 2, 1, True)

@@ -32,8 +32,11 @@ LOSSES = {
 }
 
 
-def experiment(name: str) -> Experiment:
-    """The loss of this name; with "/context", two chips share out the positions of sequences twice as long."""
+def experiment(name: str, num_devices: int) -> Experiment:
+    """The loss of this name; with "/context", two chips share out the positions of sequences twice as long.
+
+    `BATCH` is that of four devices; more of them have more rows.
+    """
     name, _, shared = name.partition("/")
     loss, keep = LOSSES[name]
     longer = 2 if shared else 1
@@ -42,9 +45,9 @@ def experiment(name: str) -> Experiment:
         data=data.Tokens(data.Stdlib(), data.SentencePiece(VOCABULARY), length=longer * LENGTH),
         objective={"loss": Term(loss)},
         steps=10,
-        batch=BATCH // longer,
+        batch=BATCH // longer * num_devices // 4,
         dtype="bfloat16",
-        mesh=Mesh(tensor=2, **{shared or "fsdp": 2}),
+        mesh=Mesh(tensor=2, **({shared: 2} if shared else {})),
     )
     if name == "cross_entropy":
         return plain
@@ -53,7 +56,8 @@ def experiment(name: str) -> Experiment:
 
 
 def report(topology: aot.Topology, name: str) -> dict:
-    prepared = inputs.of(experiment(name), topology.devices(), {})
+    devices = topology.devices()
+    prepared = inputs.of(experiment(name, len(devices)), devices, {})
     with jax.sharding.use_abstract_mesh(prepared.mesh.abstract_mesh):
         compiled = prepared.program.step.lower(*prepared.arguments).compile()
     module = hlo.parse(compiled.as_text())

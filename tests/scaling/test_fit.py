@@ -102,8 +102,8 @@ def test_laws_fitted_to_the_weaker_runs_predict_the_stronger_ones_to_a_percent()
 
 
 @pytest.mark.slow
-def test_noise_of_the_papers_size_leaves_kappa_in_two_percent_and_c1_anywhere():
-    """The paper's own design, its law, its delta: the interval of kappa is narrow although that of c1 is none."""
+def test_noise_of_the_papers_size_leaves_kappa_within_a_fifth_and_c1_anywhere():
+    """The paper's own design, its law, its delta: kappa is known to some 8 % either way, c1 not to a factor of ten."""
     students = [point for point in load_module(EXPERIMENT).sweep("paper").values() if point.teacher is not None]
     N, D = np.array([(point.model.num_params, point.tokens) for point in students], np.float64).T
     teachers = [point.teacher.run for point in students]
@@ -119,7 +119,9 @@ def test_noise_of_the_papers_size_leaves_kappa_in_two_percent_and_c1_anywhere():
     point = Point(form, best, 0.0, 1.0, noise)
     draws = form.params(bootstrap(point, data, Settings(delta=PAPER_DELTA, resamples=200)))
     low, high = np.percentile(draws.kappa, [5, 95])
-    assert law.kappa * 0.98 < low < high < law.kappa * 1.02
+    assert law.kappa / 1.2 < low < law.kappa < high < law.kappa * 1.2
+    low, high = np.percentile(draws.c1, [5, 95])
+    assert high > 10 * low
 
 
 def test_few_noisy_runs_get_the_simpler_laws_and_good_predictions(small):
