@@ -75,15 +75,15 @@ class Form:
 def supervised_params(theta) -> Supervised:
     """theta [..., P] in the order of `SUPERVISED` -> the law."""
     xp: Any = np if isinstance(theta, np.ndarray) else jnp
-    with np.errstate(over="ignore"):  # an infinite c1 is a law too
-        A, B, E, alpha, beta, gamma = xp.moveaxis(xp.exp(theta), -1, 0)
+    A, B, E, alpha, beta, gamma = xp.moveaxis(xp.exp(theta), -1, 0)
     return Supervised(A, B, E, alpha, beta, gamma)
 
 
 def distillation_params(theta) -> Distillation:
     """theta [..., P] in the order of `DISTILLATION` -> the law."""
     xp: Any = np if isinstance(theta, np.ndarray) else jnp
-    A, ratio, alpha, beta, gamma, _, kappa, f1, c1 = xp.moveaxis(xp.exp(theta), -1, 0)
+    with np.errstate(over="ignore"):  # an infinite c1 is a law too
+        A, ratio, alpha, beta, gamma, _, kappa, f1, c1 = xp.moveaxis(xp.exp(theta), -1, 0)
     return Distillation(A, A * ratio, alpha, beta, gamma, c0=theta[..., 5], kappa=kappa, f1=f1, c1=c1)
 
 
