@@ -103,7 +103,7 @@ def test_laws_fitted_to_the_weaker_runs_predict_the_stronger_ones_to_a_percent()
 
 @pytest.mark.slow
 def test_noise_of_the_papers_size_leaves_kappa_within_a_fifth_and_c1_anywhere():
-    """The paper's own design, its law, its delta: kappa is known to some 8 % either way, c1 not to a factor of ten."""
+    """The paper's own design, its law, its delta: kappa is known to some 10 % either way, c1 not to a factor of 10."""
     students = [point for point in load_module(EXPERIMENT).sweep("paper").values() if point.teacher is not None]
     N, D = np.array([(point.model.num_params, point.tokens) for point in students], np.float64).T
     teachers = [point.teacher.run for point in students]
