@@ -172,7 +172,7 @@ def report(directory: Path) -> list[Path]:
     """A table, a figure and a page of those studies that have finished in a directory."""
     names = [name for name in sweep() if rundir.is_finished(directory / name)]
     if "base-0" not in names:
-        raise InputError(f"{directory} has no finished run base-0: run `jaxdistill sweep {__file__}` first")
+        raise InputError(f"{directory} has no finished run base-0: `jaxdistill sweep experiments/sensitivity.py` first")
     rows = [row_of(load_run(directory / name)) for name in names]
     drawing = svg(figure(rows))
     contents = {"csv": page.csv_of(rows), "svg": drawing}

@@ -28,6 +28,7 @@ from scipy.optimize import curve_fit
 from jaxdistill import data, metrics, rundir
 from jaxdistill.analysis import load_run
 from jaxdistill.data.markov import LETTERS
+from jaxdistill.errors import InputError
 from jaxdistill.evals.figures import svg
 from jaxdistill.experiment import Experiment
 from jaxdistill.generate import Sampling, generate, make_generate
@@ -124,9 +125,12 @@ def lines(texts: Iterable[str]) -> str:
 
 
 def report(directory: Path) -> list[Path]:
-    """A table, a figure and a page of the finished sweep in a directory."""
+    """A table, a figure and a page of those students of a sweep that have finished."""
+    names = [name for name in sweep() if name != "teacher" and rundir.is_finished(directory / name)]
+    if not any(name.endswith(f"-{SEEDS[0]}") for name in names):
+        raise InputError(f"{directory} has no finished student: the head of teacher_hacking.py has the commands")
     floor = oracle_loss(teacher().data)
-    curves = {name: Curve.of(directory / name, floor) for name in sweep() if name != "teacher"}
+    curves = {name: Curve.of(directory / name, floor) for name in names}
     rows = [row_of(name, curve, rundir.read_config(directory / name)) for name, curve in curves.items()]
     points = [
         {"run": name, "step": step, "proxy": f"{proxy:.5f}", "golden": f"{golden:.5f}"}

@@ -11,8 +11,8 @@ from jaxdistill.parallel.hlo import Instruction, Module
 
 NO_TRAFFIC = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "iota", "after-all", "partition-id", "replica-id",
-    "copy-done", "all-gather-done", "all-reduce-done", "collective-permute-done", "async-done",
-    "call-done", "opt-barrier",
+    "opt-barrier", "copy-done", "all-gather-done", "all-reduce-done", "collective-permute-done", "async-done",
+    "call-done",
 }  # fmt: skip
 KERNELS: Mapping[str, float] = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
 """Matmuls of queries with keys, or of what is shaped alike, in JAX's attention kernels for TPU. Their causal mask

@@ -62,17 +62,18 @@ class Mesh:
         """
         devices = list(jax.devices() if devices is None else devices)
         sizes = self.sizes(len(devices))
-        slices = len({getattr(device, "slice_index", 0) for device in devices})
+        # GPUs have the attribute too, where it counts hosts, over which fsdp is as good.
+        slices = len({device.slice_index if device.platform == "tpu" else 0 for device in devices})
         if sizes[0] % slices:
             raise InputError(
                 f"these devices are {slices} slices, between which only data is shared out: set mesh.data, which is "
                 f"{sizes[0]}, to a multiple of {slices}"
             )
-        within, across = (sizes[0] // slices, *sizes[1:]), (slices, *(1 for _ in sizes[1:]))
         # Neighbours on the torus, as jax.make_mesh places them, but for any sizes: it refuses most slices an axis that
         # takes a part of one of their dimensions.
         if slices == 1:
             placed = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
         else:
+            within, across = (sizes[0] // slices, *sizes[1:]), (slices, *(1 for _ in sizes[1:]))
             placed = mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
         return jax.sharding.Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))

@@ -22,6 +22,7 @@ from jaxdistill.align import Chunks
 from jaxdistill.alongside import hear
 from jaxdistill.data import Batch
 from jaxdistill.data.windows import Beside
+from jaxdistill.errors import InputError
 from jaxdistill.experiment import Experiment, has, load_module
 from jaxdistill.losses.objective import Objective
 from jaxdistill.models.transformer import Config, Transformer
@@ -87,6 +88,15 @@ def test_a_sweep_is_the_one_written_down(request, preset):
 def test_a_configuration_traces(file):
     module = load_module(file)
     trace(module.config(), module.shapes() if hasattr(module, "shapes") else {})
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_report_of_nothing_says_what_is_missing(file, tmp_path):
+    module = load_module(file)
+    if not hasattr(module, "report"):
+        pytest.skip("its sweep is a table of losses, for jaxdistill fit")
+    with pytest.raises(InputError, match=r"has no finished|is not a run directory|holds finished runs"):
+        module.report(tmp_path)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
