@@ -65,7 +65,6 @@ def hearing(marks):
     return across
 
 
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 OBJECTIVE = {"hidden": Term(Layers(ChannelSquare(), ((-1, -1), (0, 0)))), **methods.mined()}
 PAIRED = {f"uld_{at}": Term(PairedSortedL1(at)) for at in ("single", "begin", "row")} | {"gold": Term(Gold(0.3))}
 
@@ -94,7 +93,7 @@ def take_step(case, names=(*OBJECTIVE, *PAIRED), seeds=(0, 1), accumulate=1):
         sides = zip(models, (teacher, state.params), (batch.beside.batch, batch), strict=True)
         return values, state.params, after.params, [read(*side) for side in sides]
 
-    return jax.jit(run, compiler_options=QUICK)(np.array(seeds))
+    return jax.jit(run)(np.array(seeds))
 
 
 def read(model, params, batch):

@@ -16,7 +16,6 @@ from jaxdistill.losses.lazy import Lazy
 from jaxdistill.losses.targets import Dense, TopK
 
 U = 2.0**-24
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # halves the time to compile
 
 
 def head_of(z_BLV, padding=0) -> Head:
@@ -80,7 +79,7 @@ def logs():
 def both():
     """both(loss, z_BLV, target) -> (loss of each token, gradient of their sum in the logits), as one program."""
 
-    @functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
+    @functools.partial(jax.jit, static_argnums=0)
     def run(loss, z_BLV, target):
         def total(z_BLV):
             loss_BL = loss(z_BLV, target)
@@ -91,7 +90,7 @@ def both():
 
     def both(loss, z_BLV, target):
         if isinstance(target, Lazy):  # no tree of arrays: it closes over them
-            run_here = jax.jit(lambda z_BLV: run.__wrapped__(loss, z_BLV, target), compiler_options=QUICK)
+            run_here = jax.jit(lambda z_BLV: run.__wrapped__(loss, z_BLV, target))
             return [np.asarray(x) for x in run_here(jnp.asarray(z_BLV))]
         return [np.asarray(x) for x in run(loss, jnp.asarray(z_BLV), target)]
 

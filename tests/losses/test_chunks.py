@@ -28,7 +28,7 @@ def at(divergence, tau):
     return type(divergence)(tau, *([divergence.alpha] if isinstance(divergence, ChunkRenyi) else []))
 
 
-@functools.partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0})
+@functools.partial(jax.jit, static_argnums=0)
 def both(divergence, log_p, log_q):
     """(value, slope in log q) of every entry."""
     slope = jax.grad(lambda log_q: divergence(log_p, log_q).sum())(log_q)
