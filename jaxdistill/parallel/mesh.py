@@ -62,8 +62,8 @@ class Mesh:
         """
         devices = list(jax.devices() if devices is None else devices)
         sizes = self.sizes(len(devices))
-        # GPUs have the attribute too, where it counts hosts, over which fsdp is as good.
-        slices = len({device.slice_index if device.platform == "tpu" else 0 for device in devices})
+        # One slice by itself has no index. GPUs may have one that counts hosts, over which fsdp is as good.
+        slices = len({getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu"} or {0})
         if sizes[0] % slices:
             raise InputError(
                 f"these devices are {slices} slices, between which only data is shared out: set mesh.data, which is "
